@@ -31,7 +31,7 @@ Predict: TypeAlias = Callable[[Tensor], Any]
 
 
 class Batch(NamedTuple):
-    """A training batch: inputs (N, C, H, W) float32, and targets, None where there are no labels."""
+    """A training batch: inputs (N, C, H, W) float32, and targets (None: no labels)."""
 
     inputs: Tensor
     targets: Any = None
