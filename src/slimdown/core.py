@@ -9,7 +9,7 @@ A `Task` knows data, loss and score. A `Stage` turns a module into a smaller or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -238,6 +238,17 @@ class Artifact:
     verified: Verified = "exported"
     kernels: dict[str, int] | None = None
 
+    def relative_to(self, folder: Path) -> Artifact:
+        """This artifact with its paths told from `folder`, so that a run can be moved."""
+        files = tuple(file.relative_to(folder) for file in self.files)
+        return replace(self, path=self.path.relative_to(folder), files=files)
+
+    def under(self, folder: Path) -> Artifact:
+        """This artifact with its relative paths found under `folder`."""
+        return replace(
+            self, path=folder / self.path, files=tuple(folder / file for file in self.files)
+        )
+
 
 class Target(Protocol):
     """A runtime: exports a module for it, and loads the artifact back where the runtime exists."""
@@ -309,6 +320,7 @@ class Measurement:
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     artifact: Artifact | None = None
+    """Its paths are told from the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
