@@ -262,7 +262,10 @@ class Target(Protocol):
         ...
 
     def check(self) -> str:
-        """Return the runtime's version, or raise MissingExtra with the line that installs it."""
+        """Import the runtime and return its version.
+
+        Raises MissingExtra with the line that installs it.
+        """
         ...
 
     def export(self, model: nn.Module, task: Task, folder: Path) -> Artifact:
@@ -283,9 +286,10 @@ class Accuracy:
 
     metric: str
     value: float
-    low: float
-    high: float
     num_samples: int
+    low: float | None = None
+    """None, as `high`, for a score that is no mean over samples, such as a mAP."""
+    high: float | None = None
     change: float | None = None
     """Points against the model that the user brought, on the same samples; negative is worse."""
     change_low: float | None = None
@@ -296,7 +300,10 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Wall-clock time of one call, with its conditions."""
+    """Wall-clock time of one call, with its conditions.
+
+    Calls come in turns of ten, after a few that are not counted: see `measure.latency`.
+    """
 
     median_ms: float
     p90_ms: float

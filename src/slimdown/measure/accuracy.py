@@ -34,11 +34,13 @@ def measure_accuracy(
     """Add to `score` its 95 % interval and how it compares with `baseline` and `reference`.
 
     `baseline` is the user's own model judged on the same samples, `reference` the torch module
-    that was deployed. The interval of the change needs the outcomes of both scores, agreement the
-    predictions of both; without them they are None. Raises BadInput where two scores cannot be
+    that was deployed. Intervals need the outcomes of the scores, agreement the predictions of
+    both; without them they are None. Raises BadInput where two scores cannot be
     compared: another metric, or another number of samples.
     """
-    low, high = _score_interval(score).in_points()
+    low = high = None
+    if (own := _score_interval(score)) is not None:
+        low, high = own.in_points()
     change = change_low = change_high = None
     if baseline is not None:
         _check_comparable(score, baseline)
@@ -91,9 +93,11 @@ def paired_proportion_interval(gained: int, lost: int, num_samples: int) -> Inte
     return Interval(up - down - half, up - down + half).clipped(-1.0, 1.0)
 
 
-def _score_interval(score: Score) -> Interval:
+def _score_interval(score: Score) -> Interval | None:
     outcomes = _averaged_outcomes(score)
-    if outcomes is None or _is_binary(outcomes) or outcomes.size < 2:
+    if outcomes is None:
+        return None
+    if _is_binary(outcomes) or outcomes.size < 2:
         return wilson_interval(score.value / 100 * score.num_samples, score.num_samples)
     return mean_interval(outcomes).clipped(0.0, 1.0)
 

@@ -43,7 +43,9 @@ def draw_accuracies(rows: Sequence[Row], *, name: str) -> str:
             color, alpha = _paint(y, len(rows))
             if y == 0:
                 axes.axvline(accuracy.value, color=BEFORE, linewidth=1, dashes=(2, 3), zorder=0)
-            axes.plot([accuracy.low, accuracy.high], [y, y], color=color, linewidth=2, alpha=alpha)
+            if accuracy.low is not None and accuracy.high is not None:
+                bounds = [accuracy.low, accuracy.high]
+                axes.plot(bounds, [y, y], color=color, linewidth=2, alpha=alpha)
             axes.plot(accuracy.value, y, "o", color=color, markersize=8, markeredgecolor=PAPER)
         axes.margins(x=0.04)
         _hide_x_axis_(axes, len(rows))

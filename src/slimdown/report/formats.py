@@ -56,7 +56,7 @@ def format_value(value: float | None) -> str:
 
 def format_interval(accuracy: Accuracy | None) -> str:
     """The 95 % interval of a score: 89.6 – 93.1."""
-    if accuracy is None:
+    if accuracy is None or accuracy.low is None or accuracy.high is None:
         return NOT_MEASURED
     return f"{accuracy.low:.1f} {DASH} {accuracy.high:.1f}"
 
