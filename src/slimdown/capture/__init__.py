@@ -1,0 +1,7 @@
+"""Models as graphs, and the dimensions of those graphs."""
+
+from slimdown.capture.analysis import Analysis as Analysis
+from slimdown.capture.analysis import analyze as analyze
+from slimdown.capture.analysis import find_tensor as find_tensor
+from slimdown.capture.graph import capture as capture
+from slimdown.capture.graph import has_dynamic_batch as has_dynamic_batch

@@ -1,0 +1,248 @@
+"""One operator call of a graph, as the rules of the op table see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from slimdown.capture.dims import Dim, freeze_
+
+Shape: TypeAlias = tuple[Dim, ...]
+"""The dims of one tensor."""
+
+KeptSize: TypeAlias = Callable[[Dim], int]
+"""How many channels of a dim are left once the graph is pruned."""
+
+BATCH = "batch"
+SPATIAL = "spatial"
+KERNEL = "kernel"
+"""Reasons of dims that are no channels; all other reasons name what forbids pruning."""
+
+
+class Unsupported(Exception):
+    """A rule does not cover this form of its operator; what the call touches is frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Arguments of one node that tell sizes: how they read once the graph is pruned."""
+
+    node: Node
+    arguments: Callable[[KeptSize], Mapping[str, Any]]
+    """New arguments by name; those that are missing stay. All of them where `target` changes."""
+    target: torch._ops.OpOverload | None = None
+    """The operator that takes the node's place, where its own cannot say the new sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A weight that makes channels out of others."""
+
+    name: str
+    """That of its module, such as "layer1.0.conv1"."""
+    weight: str
+    """That of the tensor, such as "layer1.0.conv1.weight"."""
+    output: Dim
+    """The channels that it makes."""
+
+
+class Call:
+    """The arguments of `node` by name, the dims of its inputs, and what a rule finds out."""
+
+    def __init__(self, node: Node, shapes: Mapping[Node, Shape]) -> None:
+        self.node = node
+        self.edits: list[Edit] = []
+        self.costs: list[Shape] = []
+        self.layers: list[Layer] = []
+        self.ties: list[Shape] = []
+        self.averaged: list[Dim] = []
+        self.mixes_channels = False
+        self._shapes = shapes
+        self._arguments = arguments_of(node)
+
+    @property
+    def name(self) -> str:
+        """The operator without its namespace and overload, such as "conv2d"."""
+        return operator_name(self.node).split("::")[-1]
+
+    # ------------------------------------------------------------------------ reading arguments
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the arguments that this overload has."""
+        return self._arguments.keys()
+
+    def argument(self, name: str) -> Any:
+        if name not in self._arguments:
+            raise Unsupported
+        return self._arguments[name]
+
+    def integer(self, name: str) -> int:
+        value = self.argument(name)
+        if not isinstance(value, int):
+            raise Unsupported
+        return value
+
+    def integers(self, name: str) -> list[int]:
+        value = self.argument(name)
+        values = [value] if isinstance(value, int) else value
+        if not isinstance(values, Sequence) or not all(isinstance(v, int) for v in values):
+            raise Unsupported
+        return list(values)
+
+    def axis(self, name: str, ndim: int) -> int:
+        """An axis argument, counted from the front."""
+        return self.integer(name) % ndim
+
+    def shape(self, name: str) -> Shape:
+        """The dims of a tensor argument."""
+        shape = self.optional_shape(name)
+        if shape is None:
+            raise Unsupported
+        return shape
+
+    def optional_shape(self, name: str) -> Shape | None:
+        """The dims of a tensor argument; None where it was not given."""
+        value = self._arguments.get(name)
+        return self._shapes.get(value) if isinstance(value, Node) else None
+
+    def list_of_shapes(self, name: str) -> list[Shape]:
+        """The dims of an argument that is a list of tensors."""
+        values = self.argument(name)
+        if not values or not all(value in self._shapes for value in values):
+            raise Unsupported
+        return [self._shapes[value] for value in values]
+
+    def input_shapes(self) -> list[Shape]:
+        """The dims of all tensors among the arguments."""
+        return [self._shapes[node] for node in self.node.all_input_nodes if node in self._shapes]
+
+    # ------------------------------------------------------------------------- the node's output
+
+    def output_sizes(self) -> list[int]:
+        """The sizes of the only output."""
+        value = self.node.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise Unsupported
+        return sizes_of(value)
+
+    def outputs_sizes(self) -> list[list[int]]:
+        """The sizes of each of several outputs."""
+        values = self.node.meta.get("val")
+        if not isinstance(values, list | tuple):
+            raise Unsupported
+        return [sizes_of(value) for value in values]
+
+    def is_symbolic(self, axis: int) -> bool:
+        """Whether the output's size along `axis` depends on the batch size."""
+        return not isinstance(self.node.meta["val"].shape[axis], int)
+
+    # -------------------------------------------------------------------- telling what was found
+
+    def edit(self, argument: str, value: Callable[[KeptSize], Any]) -> None:
+        """Tell how an argument reads in the pruned graph."""
+        self.edits.append(Edit(node=self.node, arguments=lambda size: {argument: value(size)}))
+
+    def edit_sizes(self, argument: str, output: Shape, *, first: int = 0) -> None:
+        """Tell that an argument lists the sizes of the output from axis `first` on, as in `view`.
+
+        A size that depends on the batch becomes -1 where it changes, so only one of them may.
+        """
+        given = self.argument(argument)
+        dims = output[first : first + len(given)]
+        symbolic = [self.is_symbolic(first + index) for index in range(len(dims))]
+        if sum(symbolic) > 1:
+            for dim in (dim for dim, depends in zip(dims, symbolic, strict=True) if depends):
+                freeze_(dim, BATCH)
+
+        def new_size(value: Any, dim: Dim, depends: bool, size: KeptSize) -> Any:
+            if size(dim) != dim.size:
+                return -1 if depends else size(dim)
+            return dim.size if value == -1 and not depends else value
+
+        self.edit(
+            argument,
+            lambda size: [
+                new_size(value, dim, depends, size)
+                for value, dim, depends in zip(given, dims, symbolic, strict=True)
+            ],
+        )
+
+    def replace(
+        self, target: torch._ops.OpOverload, arguments: Callable[[KeptSize], Mapping[str, Any]]
+    ) -> None:
+        """Tell which call takes this one's place in the pruned graph."""
+        self.edits.append(Edit(node=self.node, arguments=arguments, target=target))
+
+    def cost(self, *dims: Dim) -> None:
+        """Tell that the call does as many multiply-accumulates as the product of these dims."""
+        self.costs.append(dims)
+
+    def layer(self, weight: str, output: Dim) -> None:
+        """Tell that the tensor argument `weight` makes the channels `output`."""
+        source = _source(self.argument(weight))
+        if source is not None:
+            module, _, tensor = source.rpartition(".")
+            self.layers.append(Layer(name=module or tensor, weight=source, output=output))
+
+    def tie(self, *dims: Dim) -> None:
+        """Tell that the call says the sizes of these dims by one number, so they had better agree.
+
+        Not a demand: the pruned graph can say different sizes. The module it came from cannot.
+        """
+        self.ties.append(dims)
+
+    def average(self, *dims: Dim) -> None:
+        """Tell that a norm averages over these dims: removing some changes what is left."""
+        self.averaged += dims
+
+    def mix(self) -> None:
+        """Tell that an output depends on several channels other than by a weight of each.
+
+        Of such an operator (a norm, a product of activations), removing channels is not the same
+        as zeroing them: it sees the kept ones only.
+        """
+        self.mixes_channels = True
+
+
+def operator_name(node: Node) -> str:
+    """The operator with its namespace but without overload: "aten::conv2d"."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return str(node.target._schema.name)
+
+
+def arguments_of(node: Node) -> dict[str, Any]:
+    """The arguments of an operator call by name, defaults included."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    arguments: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        if index < len(node.args):
+            arguments[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            arguments[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            arguments[argument.name] = argument.default_value
+    return arguments
+
+
+def sizes_of(tensor: Tensor) -> list[int]:
+    """The sizes of a tensor; where they depend on the batch, those of the captured example.
+
+    Raises Unsupported where a size depends on the values of tensors.
+    """
+    sizes = [size if isinstance(size, int) else size.node.hint for size in tensor.shape]
+    if any(size is None for size in sizes):
+        raise Unsupported
+    return [int(size) for size in sizes]
+
+
+def _source(node: Any) -> str | None:
+    """The name of the tensor that a weight was computed from, such as by a fake quantization."""
+    while isinstance(node, Node) and node.op == "call_function" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return str(node.target) if isinstance(node, Node) and node.op == "get_attr" else None

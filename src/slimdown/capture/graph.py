@@ -1,0 +1,146 @@
+"""A model as one graph of ATen operators, by torch.export."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from slimdown.core import batch_device
+from slimdown.errors import CannotCapture
+
+BATCH_HINT = 103
+"""The batch size of the example that a graph with a dynamic batch is traced with.
+
+Sizes are told apart by their values, so it must not be mistaken for another: a prime, so that
+none but the batch itself has it as a factor, and not one more than a square, as numbers of tokens
+are. It costs nothing: tracing computes shapes only.
+"""
+
+
+def capture(model: nn.Module, example_input: Tensor) -> GraphModule:
+    """Capture `model` in eval mode as a graph module that shares no tensor with it.
+
+    `example_input` (1, C, H, W). The batch size of the graph is dynamic wherever the model allows
+    it, and that of the example otherwise. Its state has the names of the model's; its nodes carry
+    `val` (shapes) and `nn_module_stack` (the modules they come from) in their `meta`. It can be
+    trained, but its batch norms and dropouts stay as in eval mode. Raises CannotCapture.
+    """
+    model = copy.deepcopy(model).eval()
+    example = example_input.to(batch_device(model))
+    batch = example.new_empty(BATCH_HINT, *example.shape[1:])  # never read, so never filled
+    try:
+        program = _export(model, batch, ({0: torch.export.Dim.DYNAMIC},))
+    except Exception:  # torch.export raises many kinds; the static attempt names the true reason
+        try:
+            program = _export(model, example, None)
+        except Exception as error:
+            raise CannotCapture(_explain(model, example, error)) from error
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, GraphModule)
+    _drop_guards_(graph_module)
+    _allow_training_(graph_module)
+    return graph_module
+
+
+def has_dynamic_batch(graph_module: GraphModule) -> bool:
+    """Whether a captured graph takes batches of any size."""
+    inputs = (node for node in graph_module.graph.nodes if node.op == "placeholder")
+    return any(not isinstance(node.meta["val"].shape[0], int) for node in inputs)
+
+
+def _export(
+    model: nn.Module, example: Tensor, dynamic_shapes: object
+) -> torch.export.ExportedProgram:
+    # A failed attempt prints the graph so far; the error says what the user needs.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, (example,), dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def _drop_guards_(graph_module: GraphModule) -> None:
+    for node in list(graph_module.graph.nodes):
+        is_guard = node.op == "call_module" and "_guards" in str(node.target)
+        if is_guard or (node.op == "call_function" and "_assert" in str(node.target)):
+            graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _allow_training_(graph_module: GraphModule) -> None:
+    # torch.export shadows both methods by ones that raise, since the operators' modes are fixed
+    # in the graph. They are fixed as documented above, and the flag itself does no harm.
+    for name in ("train", "eval"):
+        graph_module.__dict__.pop(name, None)
+    graph_module.eval()
+
+
+# ------------------------------------------------------------------------------- explaining
+
+
+def _explain(model: nn.Module, example: Tensor, error: Exception) -> str:
+    """Say which module of `model` cannot be captured, and why."""
+    shape = tuple(example.shape)
+    try:
+        with torch.no_grad():
+            model(example)
+    except Exception as failure:  # whatever the user's code raises
+        where = _find_module(model, failure)
+        return (
+            f"the model fails on an input of shape {shape}, in {where}: {_first_line(failure)}; "
+            "check the model and the size of its input"
+        )
+    return (
+        f"torch.export cannot capture the model: it fails in {_find_module(model, error)}: "
+        f"{_reason(error)}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}"
+    if "DataDependent" in text or "data-dependent" in text.lower():
+        return (
+            "its control flow depends on the values of tensors (an `if`, a loop, an `.item()` or "
+            "indexing by a mask); compute both ways and choose with torch.where, or keep this "
+            f"part outside of the model. torch says: {_first_line(error)}"
+        )
+    return f"{_first_line(error)}; rewrite this part with operators that torch.export knows"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _find_module(model: nn.Module, error: BaseException) -> str:
+    """The innermost module of `model` whose code was running when `error` was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = model
+    for frame in _frames(error):
+        running = frame.f_locals.get("self")
+        if isinstance(running, nn.Module) and id(running) in names:
+            found = running
+    name = names[id(found)]
+    kind = type(found).__name__
+    return f"{name} ({kind})" if name else f"the model itself ({kind})"
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """The frames that an error and its causes went through, the innermost last."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in causes:
+        traceback = each.__traceback__
+        while traceback is not None:
+            yield traceback.tb_frame
+            traceback = traceback.tb_next

@@ -1,0 +1,183 @@
+"""Inputs and weights on which a wrong index shows, and how outputs are compared.
+
+With a model's own weights much could go wrong unseen: fresh batch norms are constant, branches
+initialized at zero contribute nothing, layer scales of 1e-6 next to it; and the outputs of a
+network that was never trained hardly depend on its input. So constant and almost-zero tensors
+give way to random ones, and batch norms that have seen no data to the statistics of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from slimdown.capture import Analysis, has_dynamic_batch
+from slimdown.capture.call import arguments_of
+from slimdown.prune.plan import Slices
+from slimdown.prune.surgery import slice_tensor
+
+NUM_SAMPLES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a network and its pruned form are compared on."""
+
+    inputs: tuple[Tensor, ...]
+    """One batch, or several of one sample where the graph's batch is static."""
+    state: Mapping[str, Tensor]
+
+    def sliced(self, slices: Slices) -> Probe:
+        """The probe for the pruned network."""
+        state = {name: slice_tensor(t, slices.get(name, {})) for name, t in self.state.items()}
+        return replace(self, state=state)
+
+    def outputs(self, module: nn.Module) -> list[Any]:
+        """What a module gives for the inputs with the probe's state in the place of its own."""
+        own = dict(chain(module.named_parameters(), module.named_buffers()))
+        state = {name: tensor for name, tensor in self.state.items() if name in own}
+        with torch.no_grad():
+            return [functional_call(module, state, (each,)) for each in self.inputs]
+
+
+def make_probe(analysis: Analysis) -> Probe:
+    """A probe for a captured network; always the same for the same network."""
+    generator = torch.Generator().manual_seed(0)
+    own = {name: analysis.tensor(name) for name in analysis.tensors}  # tied ones are one object
+    revived = {id(t): _revive(t.detach(), generator) for t in dict.fromkeys(own.values())}
+    state = {name: revived[id(tensor)] for name, tensor in own.items()}
+    inputs = _random_inputs(analysis.graph_module, generator)
+    fresh = _fresh_norms(analysis.graph_module, own)
+    if fresh:
+        observer = _ObserveNorms(analysis.graph_module, state, fresh)
+        observer.run(inputs[0])
+        state.update(observer.observed)
+    return Probe(inputs=tuple(inputs), state=state)
+
+
+def _fresh_norms(graph_module: GraphModule, state: Mapping[str, Tensor]) -> set[str]:
+    """The running means of the batch norms that have seen no data."""
+    norms = (n for n in graph_module.graph.nodes if n.target is torch.ops.aten.batch_norm.default)
+    means = (arguments_of(norm)["running_mean"] for norm in norms)
+    names = {str(mean.target) for mean in means if isinstance(mean, Node)}
+    return {name for name in names & state.keys() if _is_flat(state[name])}
+
+
+def relative_error(results: Sequence[Any], reference: Sequence[Any]) -> float:
+    """Error over spread: the outputs for several inputs, each centered over them.
+
+    What outputs have in common does not tell whether they depend on the input as they should.
+    NaN where they do not depend on the input at all.
+    """
+    ours, theirs = _centered(results), _centered(reference)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    spread = float(theirs.norm())
+    return float((ours - theirs).norm()) / spread if spread > 0 else float("nan")
+
+
+def floating_outputs(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output, whatever holds them."""
+    leaves = tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _centered(outputs: Sequence[Any]) -> Tensor:
+    """All floating-point outputs of a few batches, (samples, values)."""
+    rows = [
+        torch.cat([x.detach().double().reshape(len(x), -1) for x in floating_outputs(output)], 1)
+        for output in outputs
+    ]
+    samples = torch.cat(rows)
+    return samples - samples.mean(0)
+
+
+def _random_inputs(graph_module: GraphModule, generator: torch.Generator) -> list[Tensor]:
+    node = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+    example: Tensor = node.meta["val"]
+    noise = torch.randn(NUM_SAMPLES, *example.shape[1:], generator=generator)
+    samples: Tensor = noise.to(device=example.device, dtype=example.dtype)
+    is_dynamic = has_dynamic_batch(graph_module)
+    return [samples] if is_dynamic else [sample[None] for sample in samples]
+
+
+def _is_flat(tensor: Tensor) -> bool:
+    """Whether all values are the same or almost zero, so that a wrong index could not show."""
+    low, high = tensor.aminmax()
+    return bool(low == high) or _is_tiny(tensor)
+
+
+def _is_tiny(tensor: Tensor) -> bool:
+    return bool(tensor.abs().max() < 1e-3)
+
+
+def _revive(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values of the same scale in the place of flat ones."""
+    if not tensor.is_floating_point() or tensor.numel() < 2 or not _is_flat(tensor):
+        return tensor
+    if tensor.ndim > 1:  # a weight: outputs of the scale of its inputs
+        noise: Tensor = torch.randn(tensor.shape, generator=generator)
+        noise /= tensor[0].numel() ** 0.5
+    else:  # a bias, a variance, a scale: what is positive serves all of them
+        noise = 0.5 + torch.rand(tensor.shape, generator=generator)
+    if not _is_tiny(tensor):
+        noise *= float(tensor.flatten()[0])
+    return noise.to(tensor)
+
+
+class InDouble(Interpreter):
+    """Runs a graph in float64 on a state of its own, so that equal results can be told apart."""
+
+    def __init__(self, graph_module: GraphModule, state: Mapping[str, Tensor]) -> None:
+        super().__init__(graph_module)
+        self.state = state
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return super().run(*map(_double, args), **kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _double(self.state[target])
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree_map(_double, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+def _double(value: Any) -> Any:
+    if value is torch.float32:
+        return torch.float64
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
+
+
+class _ObserveNorms(InDouble):
+    """Gives the batch norms that were never trained the statistics of their inputs."""
+
+    def __init__(
+        self, graph_module: GraphModule, state: Mapping[str, Tensor], fresh: set[str]
+    ) -> None:
+        super().__init__(graph_module, state)
+        self.fresh = fresh
+        self.observed: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        if n.target is torch.ops.aten.batch_norm.default:
+            arguments = arguments_of(n)
+            mean, variance = arguments["running_mean"], arguments["running_var"]
+            if isinstance(mean, Node) and mean.target in self.fresh:
+                x = self.env[arguments["input"]].transpose(0, 1).flatten(1)  # (C, N·H·W)
+                seen = {mean: x.mean(1), variance: x.var(1, correction=0).clamp_min(1e-3)}
+                for node, value in seen.items():
+                    self.env[node] = value
+                    self.observed[node.target] = value.to(self.state[node.target])
+        return super().run_node(n)

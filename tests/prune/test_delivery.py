@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from slimdown.capture import capture
+from slimdown.prune import Prune
+
+
+def pruned(model, task, **settings):
+    return Prune(**{"macs": 0.5, "round_to": 1, **settings})(model, task)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "batch norm",
+        "depthwise",
+        "depth multiplier",
+        "grouped",
+        "transposed",
+        "prelu",
+        "shuffle",
+        "squeeze and excite",
+        "padded shortcut",
+        "dense",
+        "flat",
+        "attention by matmul",
+        "tied",
+        "scaled",
+        "unknown",
+    ],
+)
+def test_the_users_own_module_comes_back_where_it_can(name, networks, task_for):
+    model = networks[name]()
+    result = pruned(model, task_for(8, 8, 8))
+    assert result.facts["delivery"] == "in_place", result.facts["reason"]
+    assert type(result.model) is type(model)
+    assert not result.model.training
+    x = torch.randn(4, 8, 8, 8)
+    result.model.train()(x).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in result.model.parameters() if p.grad is not None)
+
+
+def test_attributes_of_torchs_layers_tell_the_new_sizes(networks, task_for):
+    model = pruned(networks["grouped"](), task_for(8, 8, 8)).model
+    for conv in (model.first, model.middle):
+        assert conv.out_channels == conv.weight.shape[0]
+        assert conv.in_channels == conv.weight.shape[1] * conv.groups
+    assert model.last.in_features == model.last.weight.shape[1]
+    norm = pruned(networks["batch norm"](), task_for(8, 8, 8)).model.middle[0]
+    assert norm.num_features == len(norm.running_mean) == len(norm.weight)
+
+
+def test_attributes_of_the_users_own_modules_are_found(networks, task_for):
+    padded = pruned(networks["padded shortcut"](), task_for(8, 8, 8)).model.middle
+    assert padded.padding < 8
+    assert padded.conv.out_channels > 2 * padded.padding
+    # Two heads of three go, and the module still says what a head is wide.
+    attention = networks["attention by matmul"]()
+    model = pruned(attention, task_for(8, 8, 8), macs=0.6, min_keep=0.3).model.middle
+    assert (model.num_heads, model.head_dim) != (3, 8)
+    assert model.proj.in_features == model.num_heads * model.head_dim
+
+
+class Refuses(nn.Module):
+    """Asserts its own widths, so that it cannot be edited."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        y = torch.relu(self.inner.first(x))
+        if y.shape[1] != 24:
+            raise ValueError("24 channels, or nothing")
+        return self.inner.last(y.mean((2, 3)))
+
+
+class RescalesItself(nn.Module):
+    """Computes a number from a width: an edited copy runs, and is silently wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        return self.b(y * y.shape[1] ** -0.5).mean((2, 3))
+
+
+def test_a_module_that_refuses_comes_back_as_a_trainable_graph(networks, task_for):
+    model = Refuses(networks["plain"]()).eval()
+    result = pruned(model, task_for(8, 8, 8))
+    assert result.facts["delivery"] == "graph"
+    assert "24 channels, or nothing" in result.facts["reason"]
+    assert isinstance(result.model, GraphModule)
+    for batch_size in (1, 3):
+        assert result.model(torch.zeros(batch_size, 8, 8, 8)).shape == (batch_size, 5)
+    result.model.train()(torch.randn(3, 8, 8, 8)).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in result.model.parameters())
+
+
+def test_a_module_that_would_be_silently_wrong_comes_back_as_a_graph(task_for, masked_outputs):
+    model = RescalesItself().eval()
+    result = pruned(model, task_for(8, 8, 8))
+    assert result.facts["delivery"] == "graph"
+    assert "differs from the pruned graph" in result.facts["reason"]
+    x = torch.randn(3, 8, 8, 8)
+    reference = masked_outputs(model, result.structure, x)
+    assert torch.allclose(result.model.double()(x.double()), reference)
+
+
+def test_a_graph_comes_back_as_a_graph(tiny_net, task_for):
+    graph = capture(tiny_net, torch.zeros(1, 3, 16, 16))
+    result = pruned(graph, task_for(3, 16, 16))
+    assert isinstance(result.model, GraphModule)
+    assert result.facts["reason"] == "the model is itself a captured graph"
+
+
+def test_the_model_is_left_as_it_was(networks, task_for):
+    model = networks["padded shortcut"]().train()
+    before = copy.deepcopy(model.state_dict())
+    pruned(model, task_for(8, 8, 8))
+    assert model.training
+    assert model.middle.padding == 8
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
