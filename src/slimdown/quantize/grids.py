@@ -1,0 +1,105 @@
+"""The scales and zero points of a quantized graph: set from statistics, and told to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from slimdown.core import Json
+from slimdown.quantize.calibrate import CALIBRATIONS, fit_grid, weight_scales
+from slimdown.quantize.fake_quantize import FakeQuantizePerChannel, FakeQuantizePerTensor
+from slimdown.quantize.fold import attributes_of, layer_tensors
+from slimdown.quantize.observe import RangeStatistics
+from slimdown.quantize.placement import Placement, activation_quantizer, weight_quantizer
+
+
+def set_activation_grids_(
+    quantized: GraphModule,
+    placement: Placement,
+    seen: Mapping[str, RangeStatistics],
+    calibration: str,
+) -> None:
+    """Give each activation the range that `calibration` chooses from what was seen of it."""
+    quant_min, quant_max = placement.activation_range
+    for producer in placement.activations:
+        low, high = CALIBRATIONS[calibration](seen[producer], quant_max - quant_min + 1)
+        grid = fit_grid(low, high, quant_min, quant_max)
+        quantizer = activation_quantizer(quantized, producer)
+        quantizer.scale.fill_(grid.scale)
+        quantizer.zero_point.fill_(grid.zero_point)
+
+
+def set_weight_grids_(quantized: GraphModule, placement: Placement) -> None:
+    """Give each channel of a weight its scale; the grids of activations are set already."""
+    for layer, (weight, bias) in _weights(quantized, placement).items():
+        input_scale = float(activation_quantizer(quantized, placement.weights[layer]).scale)
+        quant_max = placement.weight_range[1]
+        scales = weight_scales(weight, quant_max, bias=bias, input_scale=input_scale)
+        weight_quantizer(quantized, layer).scale.copy_(scales)
+
+
+def describe_ranges(
+    quantized: GraphModule,
+    placement: Placement,
+    seen: Mapping[str, RangeStatistics],
+    labels: Mapping[str, str],
+) -> list[Json]:
+    """What was seen of each tensor, and what its grid can represent."""
+    activations = [
+        _describe(
+            labels[producer],
+            "activation",
+            (seen[producer].low, seen[producer].high),
+            activation_quantizer(quantized, producer),
+        )
+        for producer in placement.activations
+    ]
+    weights = [
+        _describe(
+            labels[layer],
+            "weight",
+            (float(weight.min()), float(weight.max())),
+            weight_quantizer(quantized, layer),
+        )
+        for layer, (weight, _) in _weights(quantized, placement).items()
+    ]
+    return activations + weights
+
+
+def _describe(
+    label: str,
+    kind: Literal["activation", "weight"],
+    seen: tuple[float, float],
+    quantizer: FakeQuantizePerTensor | FakeQuantizePerChannel,
+) -> Json:
+    lowest = (quantizer.quant_min - quantizer.zero_point) * quantizer.scale
+    highest = (quantizer.quant_max - quantizer.zero_point) * quantizer.scale
+    return {
+        "layer": label,
+        "kind": kind,
+        "low": seen[0],
+        "high": seen[1],
+        "clipped_low": float(lowest.min()),
+        "clipped_high": float(highest.max()),
+    }
+
+
+def _weights(
+    quantized: GraphModule, placement: Placement
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The float weight and bias of each layer whose weight is quantized."""
+    attributes = attributes_of(quantized)
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    found = {}
+    for layer in placement.weights:
+        quantizer, bias_node = layer_tensors(nodes[layer])
+        (weight_node,) = quantizer.all_input_nodes
+        weight = attributes[str(weight_node.target)]
+        bias = None if bias_node is None else attributes[str(bias_node.target)]
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        found[layer] = (weight.detach(), None if bias is None else bias.detach())
+    return found

@@ -1,0 +1,147 @@
+"""A module as one self-contained ONNX file: the way-point of every runtime that reads ONNX.
+
+`torch.onnx.export` writes the graph, with our fake quantizers as QuantizeLinear/DequantizeLinear;
+small passes make it what a runtime expects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdown.core import batch_device
+from slimdown.errors import BadInput
+from slimdown.quantize import PER_CHANNEL, PER_TENSOR
+from slimdown.targets.onnx_passes import (
+    drop_weight_zero_points_,
+    fold_quantized_weights_,
+    quantize_biases_,
+    strip_,
+)
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 20
+INPUT, OUTPUT = "input", "output"
+"""The names in the file; a further output bears the name of the operator that computes it."""
+MAX_BYTES = 2**31 - 2**20
+"""A protobuf ends at 2 GiB; the rest is the graph's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How a runtime wants the INT8 layers of an ONNX file written."""
+
+    int32_biases: bool
+    """Biases as int32 levels; ONNX Runtime has no INT8 Gemm without."""
+    weight_zero_points: bool
+    """Zero points of weights, all zero, spelled out. ONNX Runtime's INT8 MatMul wants them; one
+    that several layers share keeps OpenVINO from running them in INT8."""
+
+
+def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelProto:
+    """Export `model` in eval mode, checked, with a dynamic batch; weights and all in one proto.
+
+    Raises BadInput for a model beyond 2 GiB or that the exporter cannot write.
+    """
+    import onnx
+
+    _check_size(model)
+    proto = _export(model, example_input)
+    fold_quantized_weights_(proto)
+    if dialect.int32_biases:
+        quantize_biases_(proto)
+    if not dialect.weight_zero_points:
+        drop_weight_zero_points_(proto)
+    strip_(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def to_bytes(model: ModelProto) -> bytes:
+    """The file's content: equal models give equal bytes."""
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _check_size(model: nn.Module) -> None:
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if num_bytes > MAX_BYTES:
+        raise BadInput(
+            f"the model's tensors take {num_bytes / 2**30:.1f} GiB, and one ONNX file holds at "
+            "most 2 GiB: quantize to float16 or prune first"
+        )
+
+
+def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
+    model = copy.deepcopy(model).eval()
+    example = example_input.to(batch_device(model))
+    batch = example.expand(2, *example.shape[1:]).contiguous()  # of one image, it would stay one
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (batch,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: "batch"},),
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()
+        raise BadInput(
+            "this model cannot be written as ONNX for batches of any size: "
+            f"{' '.join(cause[:2])}; keep the batch size out of its forward, as in "
+            "x.flatten(1), and use operators that ONNX has"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and its warnings about its own parts off the terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """How our operators are written in ONNX."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+
+    def per_tensor(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
+        zero = op.Cast(zero_point, to=_level_type(quant_min, quant_max))
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+
+    def per_channel(
+        x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int
+    ) -> Any:
+        zero = op.Cast(zero_point, to=_level_type(quant_min, quant_max))
+        levels = op.QuantizeLinear(x, scale, zero, axis=axis)
+        return op.DequantizeLinear(levels, scale, zero, axis=axis)
+
+    return {PER_TENSOR: per_tensor, PER_CHANNEL: per_channel}
+
+
+def _level_type(quant_min: int, quant_max: int) -> int:
+    """The ONNX type whose saturation is the quantizer's clipping."""
+    from onnx import TensorProto
+
+    types = {(0, 255): TensorProto.UINT8, (-128, 127): TensorProto.INT8}
+    return types[quant_min, quant_max]

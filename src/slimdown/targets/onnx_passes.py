@@ -1,0 +1,140 @@
+"""Passes over an ONNX model. Each changes the model that it is given, and does one thing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slimdown.version import __version__
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+
+def fold_quantized_weights_(model: ModelProto) -> None:
+    """Store a weight that is quantized at every run as the int8 levels that it becomes."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = _initializers(graph)
+    for node in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        if not all(name in constants for name in node.input):
+            continue
+        weight, scale, zero_point = (numpy_helper.to_array(constants[n]) for n in node.input)
+        shape = [-1 if dim == _axis(node) else 1 for dim in range(weight.ndim)]
+        limits = np.iinfo(zero_point.dtype)
+        levels = np.rint(weight / scale.reshape(shape)) + zero_point.reshape(shape)
+        levels = np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
+        graph.initializer.append(numpy_helper.from_array(levels, node.output[0]))
+        graph.node.remove(node)
+    drop_unused_initializers_(model)
+
+
+def quantize_biases_(model: ModelProto) -> None:
+    """Store the bias of a Conv or Gemm on INT8 operands as int32, in steps of both scales' product.
+
+    ONNX Runtime has no INT8 Gemm without. A bias too large for int32 stays in float.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    constants, producers = _initializers(graph), _producers(graph)
+    for node in [node for node in graph.node if node.op_type in ("Conv", "Gemm")]:
+        if len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        scales = [_scale_of(producers.get(name), constants) for name in node.input[:2]]
+        if scales[0] is None or scales[1] is None:
+            continue
+        bias = numpy_helper.to_array(constants[node.input[2]])
+        step = (scales[0] * scales[1]).astype(np.float32)  # () or (C_out,)
+        levels = np.rint(bias / step)
+        if np.abs(levels).max() >= 2**31:
+            continue
+        name = f"{node.output[0]}_bias"
+        graph.initializer.append(numpy_helper.from_array(levels.astype(np.int32), f"{name}_levels"))
+        graph.initializer.append(numpy_helper.from_array(step, f"{name}_scale"))
+        dequantize = helper.make_node(
+            "DequantizeLinear",
+            [f"{name}_levels", f"{name}_scale"],
+            [name],
+            name=f"node_{name}",
+            axis=0,
+        )
+        graph.node.insert(list(graph.node).index(node), dequantize)
+        node.input[2] = name
+    drop_unused_initializers_(model)
+
+
+def drop_weight_zero_points_(model: ModelProto) -> None:
+    """Leave out the zero points of weights that are zero, which is what their absence means."""
+    from onnx import numpy_helper
+
+    constants = _initializers(model.graph)
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3:
+            continue
+        if node.input[0] in constants and not numpy_helper.to_array(constants[node.input[2]]).any():
+            del node.input[2]
+    drop_unused_initializers_(model)
+
+
+def strip_(model: ModelProto) -> None:
+    """Drop what no runtime reads: where nodes came from, inferred shapes, notes."""
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, graph, model):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    model.producer_name, model.producer_version = "slimdown", __version__
+
+
+def precision_of(model: ModelProto) -> Literal["float32", "float16", "int8"]:
+    """The lowest precision that weights are stored in."""
+    from onnx import TensorProto
+
+    read_as_levels = {
+        node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
+    }
+    types = {
+        constant.data_type
+        for constant in model.graph.initializer
+        if constant.data_type != TensorProto.INT8 or constant.name in read_as_levels
+    }
+    if TensorProto.INT8 in types:
+        return "int8"
+    return "float16" if TensorProto.FLOAT16 in types else "float32"
+
+
+def drop_unused_initializers_(model: ModelProto) -> None:
+    """Drop the constants that no node reads and that are no output."""
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    read |= {output.name for output in graph.output}
+    kept = [constant for constant in graph.initializer if constant.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    return {constant.name: constant for constant in graph.initializer}
+
+
+def _producers(graph: GraphProto) -> dict[str, NodeProto]:
+    return {name: node for node in graph.node for name in node.output}
+
+
+def _axis(node: NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+
+
+def _scale_of(
+    node: NodeProto | None, constants: dict[str, TensorProto]
+) -> npt.NDArray[np.float32] | None:
+    """The scale of a DequantizeLinear, where it is a constant."""
+    from onnx import numpy_helper
+
+    if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in constants:
+        return None
+    return numpy_helper.to_array(constants[node.input[1]])

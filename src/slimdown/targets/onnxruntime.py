@@ -1,0 +1,121 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdown.core import Artifact, Predict, Task
+from slimdown.errors import MissingExtra
+from slimdown.targets.artifact import write_artifact
+from slimdown.targets.onnx import INPUT, Dialect, to_onnx
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+_ERROR = 3  # of ONNX Runtime's log levels
+FLOAT16 = 10  # of ONNX's tensor types
+
+DIALECT = Dialect(int32_biases=True, weight_zero_points=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime:
+    """Exports one ONNX file and runs it on the CPU."""
+
+    @property
+    def name(self) -> str:
+        return "onnxruntime"
+
+    @property
+    def profile(self) -> str:
+        return "onnxruntime-x86"
+
+    def check(self) -> str:
+        """The installed version."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnxruntime", "onnxruntime") from error
+        return str(onnxruntime.__version__)
+
+    def export(self, model: nn.Module, task: Task, folder: Path) -> Artifact:
+        """Write `model.onnx` with its companions and run it once. Raises BadInput."""
+        proto = to_onnx(model, task.example_input, DIALECT)
+        artifact = write_artifact(self.name, proto, task, folder)
+        self.load(artifact)(task.example_input)
+        return replace(artifact, verified="executed", kernels=count_kernels(artifact.path))
+
+    def load(self, artifact: Artifact, *, num_threads: int = 1) -> Predict:
+        return _Predictor(_open(artifact.path, num_threads))
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """(N, C, H, W) -> one output, or a tuple where the network has several."""
+
+    session: InferenceSession
+
+    def __call__(self, inputs: Tensor) -> Any:
+        array = inputs.detach().to("cpu", torch.float32).contiguous().numpy()
+        outputs = [torch.from_numpy(output) for output in self.session.run(None, {INPUT: array})]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def count_kernels(path: Path) -> dict[str, int]:
+    """How many kernels compute in which precision, in the graph the runtime makes of a file."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = _options(num_threads=1)
+        options.optimized_model_filepath = str(optimized)
+        _start(path, options)
+        graph = onnx.load(optimized).graph
+    halves = {constant.name for constant in graph.initializer if constant.data_type == FLOAT16}
+    found: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type in KERNELS:
+            precision = KERNELS[node.op_type]
+            found["float16" if halves.intersection(node.input) else precision] += 1
+    return dict(sorted(found.items()))
+
+
+# The kernels that do a network's arithmetic, and the precision in which ONNX Runtime does it. Those
+# of its blocked layout bear the plain names.
+KERNELS = {
+    **dict.fromkeys(("Conv", "FusedConv", "ConvTranspose", "NhwcFusedConv"), "float32"),
+    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "Mul"), "float32"),
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), "float32"),
+    **dict.fromkeys(("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul"), "int8"),
+    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), "int8"),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), "int8"),
+}
+
+
+def _open(path: Path, num_threads: int) -> InferenceSession:
+    return _start(path, _options(num_threads))
+
+
+def _options(num_threads: int) -> SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = _ERROR
+    return options
+
+
+def _start(path: Path, options: SessionOptions) -> InferenceSession:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,108 @@
+"""OpenVINO on the CPU, which opens an ONNX file as it is.
+
+The file is ONNX and not OpenVINO's own format: the text half of that spells out the shape of every
+tensor (160 KB for an INT8 ResNet-20 whose weights take 277 KB), and numbers its nodes anew in each
+process, so that equal models do not give equal files.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdown.core import Artifact, Predict, Task
+from slimdown.errors import MissingExtra
+from slimdown.targets.artifact import write_artifact
+from slimdown.targets.onnx import Dialect, to_onnx
+
+DIALECT = Dialect(int32_biases=False, weight_zero_points=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVino:
+    """Exports one ONNX file and runs it on the CPU, float parts in float32."""
+
+    @property
+    def name(self) -> str:
+        return "openvino"
+
+    @property
+    def profile(self) -> str:
+        return "openvino"
+
+    def check(self) -> str:
+        """The installed version, such as "2026.4.1". Raises MissingExtra."""
+        return str(_import_openvino().get_version()).split("-")[0]
+
+    def export(self, model: nn.Module, task: Task, folder: Path) -> Artifact:
+        """Write `model.onnx` with its companions and run it once. Raises BadInput, MissingExtra."""
+        proto = to_onnx(model, task.example_input, DIALECT)
+        artifact = write_artifact(self.name, proto, task, folder)
+        compiled = _compile(artifact.path, num_threads=1)
+        _Predictor(compiled.create_infer_request())(task.example_input)
+        return replace(artifact, verified="executed", kernels=count_kernels(compiled))
+
+    def load(self, artifact: Artifact, *, num_threads: int = 1) -> Predict:
+        return _Predictor(_compile(artifact.path, num_threads).create_infer_request())
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """(N, C, H, W) -> one output, or a tuple where the network has several."""
+
+    request: Any  # an openvino.InferRequest
+
+    def __call__(self, inputs: Tensor) -> Any:
+        array = inputs.detach().to("cpu", torch.float32).contiguous().numpy()
+        # Copied: the runtime writes the next outputs into the same memory.
+        results = self.request.infer([array], share_inputs=True, share_outputs=False)
+        outputs = [torch.from_numpy(output) for output in results.to_tuple()]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def count_kernels(compiled: Any) -> dict[str, int]:
+    """How many kernels compute in which precision, in the graph that the runtime made."""
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        kind, precision = (facts[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        if kind in COMPUTING and precision in PRECISIONS:
+            found[PRECISIONS[precision]] += 1
+    return dict(sorted(found.items()))
+
+
+COMPUTING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Eltwise"})
+"""The kinds of kernels that do a network's arithmetic; sums are mostly fused into those."""
+
+PRECISIONS = {
+    "u8": "int8",
+    "i8": "int8",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+}
+
+
+def _compile(path: Path, num_threads: int) -> Any:
+    """Compile for the least latency on `num_threads` threads."""
+    openvino = _import_openvino()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": num_threads,
+        # bfloat16, the default where the CPU has it, is 10 to 35 dB away from float32.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    return openvino.Core().compile_model(str(path), "CPU", settings)
+
+
+def _import_openvino() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingExtra("openvino", "openvino") from error

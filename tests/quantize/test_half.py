@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from slimdown.capture import capture
+from slimdown.errors import BadInput
+from slimdown.quantize import HalfPrecision
+from slimdown.quantize.fold import fold_batch_norms
+from slimdown.quantize.half import check_half
+
+
+def halved(model: nn.Module) -> HalfPrecision:
+    graph_module = fold_batch_norms(capture(model, torch.randn(1, 3, 16, 16)))
+    return HalfPrecision(graph_module).eval()
+
+
+def test_computes_in_float16_between_float32(tiny_net: nn.Module) -> None:
+    half = halved(tiny_net)
+    x = torch.randn(5, 3, 16, 16)
+    outputs = half(x)
+    assert outputs.dtype == torch.float32
+    assert torch.equal(outputs, outputs.half().float())
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float16}
+    torch.testing.assert_close(outputs, tiny_net(x), rtol=0.02, atol=0.02)
+    assert next(tiny_net.parameters()).dtype == torch.float32
+
+
+def test_a_network_that_overflows_is_refused(tiny_net: nn.Module) -> None:
+    half = halved(tiny_net)
+    check_half(half, torch.randn(1, 3, 16, 16))
+    with torch.no_grad():
+        half.model.get_submodule("head").weight.fill_(60_000.0)
+    with pytest.raises(BadInput, match="overflows in float16"):
+        check_half(half, 100 * torch.ones(1, 3, 16, 16))
+
+
+def test_a_network_that_makes_float32_tensors_is_refused() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x + torch.ones(16, dtype=torch.float32))
+
+    with pytest.raises(BadInput, match="does not run in float16"):
+        check_half(halved(Mixed()), torch.randn(1, 3, 16, 16))
