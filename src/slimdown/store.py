@@ -125,14 +125,16 @@ class StepFolder:
 
     def save_score(self, score: Score) -> None:
         """Save a score with its outcome and prediction of each sample."""
-        arrays = {"outcomes": score.outcomes, "predictions": score.predictions}
+        arrays: dict[str, Any] = {
+            "metric": np.array(score.metric),
+            "value": np.array(score.value),
+            "num_samples": np.array(score.num_samples),
+            "outcomes": score.outcomes,
+            "predictions": score.predictions,
+        }
         buffer = io.BytesIO()
         np.savez_compressed(
-            buffer,
-            metric=np.array(score.metric),
-            value=np.array(score.value),
-            num_samples=np.array(score.num_samples),
-            **{name: array for name, array in arrays.items() if array is not None},
+            buffer, **{name: array for name, array in arrays.items() if array is not None}
         )
         write_bytes(self.path / "score.npz", buffer.getvalue())
 
@@ -143,8 +145,8 @@ class StepFolder:
                 metric=str(arrays["metric"]),
                 value=float(arrays["value"]),
                 num_samples=int(arrays["num_samples"]),
-                outcomes=arrays["outcomes"] if "outcomes" in arrays else None,
-                predictions=arrays["predictions"] if "predictions" in arrays else None,
+                outcomes=arrays.get("outcomes"),
+                predictions=arrays.get("predictions"),
             )
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:

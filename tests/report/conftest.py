@@ -119,7 +119,7 @@ def _distill_facts() -> Json:
         hard = 0.15 + 0.9 * float(np.exp(-epoch / 3)) + float(RNG.normal(0, 0.02))
         history.append(
             {
-                "epoch": epoch,
+                "epoch": epoch + 1,
                 "loss": 0.1 * hard + 0.9 * soft,
                 "hard": hard,
                 "soft": soft,

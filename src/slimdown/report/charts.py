@@ -131,7 +131,7 @@ def draw_ranges(ranges: Sequence[Json], *, name: str, label: str) -> str:
 
 def draw_losses(history: Sequence[Json], *, name: str) -> str:
     """The loss of each epoch (accent), with its hard (gray, dashed) and soft (gray) terms."""
-    epochs = [record["epoch"] + 1 for record in history]
+    epochs = [record["epoch"] for record in history]
     with _drawing(150, left=40, right=8, top=8, bottom=34) as (figure, axes):
         for key, color, width, dashes in (
             ("hard", MUTED, 1.2, (2, 2)),
@@ -147,7 +147,7 @@ def draw_losses(history: Sequence[Json], *, name: str) -> str:
 
 def draw_validation(history: Sequence[Json], *, name: str) -> str:
     """The score on held-out training data after the epochs in which it was taken."""
-    epochs = np.array([record["epoch"] + 1 for record in history])
+    epochs = np.array([record["epoch"] for record in history])
     values = _known(history, "validation")
     is_known = ~np.isnan(values)
     with _drawing(150, left=40, right=8, top=8, bottom=34) as (figure, axes):

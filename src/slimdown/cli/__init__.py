@@ -1,0 +1,3 @@
+"""The command line."""
+
+from slimdown.cli.app import main as main

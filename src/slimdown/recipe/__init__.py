@@ -1,0 +1,8 @@
+"""Recipes: what to do to a model, in a YAML file or in Python."""
+
+from slimdown.recipe.reading import dump_recipe as dump_recipe
+from slimdown.recipe.reading import load_recipe as load_recipe
+from slimdown.recipe.spec import STAGES as STAGES
+from slimdown.recipe.spec import Recipe as Recipe
+from slimdown.recipe.spec import recipe_schema as recipe_schema
+from slimdown.recipe.spec import recipe_to_json as recipe_to_json

@@ -1,0 +1,58 @@
+"""Recipe files: YAML and overrides to a `Recipe`, every mistake told with its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from slimdown.errors import RecipeError
+from slimdown.recipe.document import Document, read_document, write_document
+from slimdown.recipe.mistakes import explain
+from slimdown.recipe.overrides import override
+from slimdown.recipe.paths import make_paths_absolute, resolve_paths
+from slimdown.recipe.spec import RECIPE, STAGES, Recipe, recipe_to_json
+
+
+def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, and set what `overrides` such as "prune.macs=0.5" say.
+
+    Relative paths in it start at its own folder, and `${VAR}` and `${VAR:-default}` in them are
+    filled in from the environment. Raises RecipeError for anything that is not as it should be,
+    and Unsafe for YAML that names code to run.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    document = _name_stages(read_document(content, name=str(path)))
+    for option in overrides:
+        document = _name_stages(override(document, option, kinds=tuple(STAGES)))
+    document = resolve_paths(document, folder=path.absolute().parent)
+    values = {"name": path.stem, **document.values}
+    try:
+        # In strict mode, JSON rather than Python values: a list may become a tuple, text a path.
+        return RECIPE.validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise explain(error, document) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML that can be read from anywhere, with every default spelled out.
+
+    `load_recipe` reads it back as equal, relative paths aside: they become absolute.
+    """
+    return write_document(make_paths_absolute(recipe_to_json(recipe)))
+
+
+def _name_stages(document: Document) -> Document:
+    """Write `- quantize` as `- quantize: {}`, its meaning, wherever the settings are left out."""
+    stages = document.values.get("stages")
+    if not isinstance(stages, list):
+        return document
+    entries = [{entry: {}} if isinstance(entry, str) else entry for entry in stages]
+    return replace(document, values={**document.values, "stages": entries})

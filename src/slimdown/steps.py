@@ -1,0 +1,200 @@
+"""A run's steps, each made once: the original, the stages, the deployments, the measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimdown.bench import time_artifacts
+from slimdown.core import (
+    Artifact,
+    Context,
+    Json,
+    Measurement,
+    Progress,
+    Score,
+    Stage,
+    Step,
+    Target,
+    Task,
+)
+from slimdown.distill import seed_everything
+from slimdown.errors import Interrupted
+from slimdown.measure import MeasureSettings, count_macs, count_parameters, measure_accuracy
+from slimdown.plan import ORIGINAL, Planned
+from slimdown.store import StepFolder, fingerprint_model, fingerprint_task, key_of, settings_of
+from slimdown.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A step that is whole: the hash of its origin, its module, its record, its score in torch."""
+
+    key: str
+    module: nn.Module
+    step: Step
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's folder, and what all its steps share."""
+
+    folder: Path
+    task: Task
+    context: Context
+
+    def take(self, model: nn.Module) -> Made:
+        """Judge the model that the user brought."""
+        key = key_of(__version__, fingerprint_model(model), fingerprint_task(self.task))
+        folder = self._open(ORIGINAL, key)
+        if not folder.is_done:
+            folder.save_tensors("example", {"input": self.task.example_input})
+            self._finish(folder, model, kind="original", parent=None)
+        return _load(folder, model)
+
+    def make(self, plan: Planned, made: Mapping[str, Made]) -> Made:
+        """Apply a stage to its parent's module, unless that was done before."""
+        assert plan.stage is not None
+        assert plan.parent is not None
+        stage, parent = plan.stage, made[plan.parent]
+        settings = settings_of(stage)
+        key = key_of(parent.key, stage.kind, settings, self.context.seed)
+        folder = self._open(plan.name, key)
+        if folder.is_done:
+            return _load(folder, self._restore(folder, stage, parent))
+        context = replace(
+            self.context,
+            save_checkpoint=folder.save_checkpoint,
+            load_checkpoint=folder.load_checkpoint,
+        )
+        seed_everything(self.context.seed)
+        start = time.monotonic()
+        result = stage(parent.module, self.task, context)
+        seconds = time.monotonic() - start
+        folder.save_record("structure.json", result.structure)
+        folder.save_tensors("model", result.model.state_dict())
+        # Go on from what a resumed run would load, so that both end with the same bits.
+        module = self._restore(folder, stage, parent)
+        self._finish(
+            folder,
+            module,
+            kind=stage.kind,
+            parent=plan.parent,
+            settings=settings,
+            facts=result.facts,
+            seconds=seconds,
+        )
+        return _load(folder, module)
+
+    def measure_in_torch(self, made: Made) -> Measurement:
+        """The torch module's accuracy; its speed is measured where it is deployed."""
+        accuracy = measure_accuracy(made.score, baseline=self._baseline())
+        return Measurement(step=made.step.name, runtime="torch", accuracy=accuracy)
+
+    def measure_on(
+        self, target: Target, branch: Sequence[Made], settings: MeasureSettings
+    ) -> list[Measurement]:
+        """Deploy each step of a target's way, judge it there, and time all of them interleaved."""
+        rows: list[Measurement] = []
+        for index, made in enumerate(branch):
+            self.context.show(Progress(f"deploy on {target.name}", index, len(branch)))
+            rows.append(self._deploy(target, made))
+        self.context.show(Progress(f"deploy on {target.name}", len(branch), len(branch)))
+        hashes = [row.artifact.sha256 for row in rows if row.artifact is not None]
+        folder = self._open(f"measure/{target.name}", key_of(hashes, settings_of(settings)))
+        if not folder.is_done:
+            self.context.show(Progress(f"measure on {target.name}", 0, 1))
+            inputs = self.task.example_input
+            timed = time_artifacts(
+                target, rows, folder=self.folder, inputs=inputs, settings=settings
+            )
+            folder.save_record("measurements.json", timed)
+            folder.finish()
+            self.context.show(Progress(f"measure on {target.name}", 1, 1))
+        timings = folder.load_record("measurements.json", list[Measurement])
+        # Scores come from the deployments: they may be judged anew while the timings stay.
+        return [
+            replace(row, latency=timing.latency, peak_memory_bytes=timing.peak_memory_bytes)
+            for row, timing in zip(rows, timings, strict=True)
+        ]
+
+    def _deploy(self, target: Target, made: Made) -> Measurement:
+        """Export a step's module, load the artifact again and judge it as the module was judged."""
+        name = made.step.name
+        folder = self._open(
+            f"deploy/{target.name}/{name}", key_of(made.key, target.name, settings_of(target))
+        )
+        if not folder.is_done:
+            artifact = target.export(made.module, self.task, folder.path)
+            predict = target.load(artifact, num_threads=torch.get_num_threads())
+            folder.save_score(self.task.score(predict))
+            folder.save_record("artifact.json", artifact.relative_to(self.folder))
+            folder.finish()
+        artifact = folder.load_record("artifact.json", Artifact)
+        accuracy = measure_accuracy(
+            folder.load_score(), baseline=self._baseline(), reference=made.score
+        )
+        return Measurement(
+            step=name,
+            runtime=target.name,
+            accuracy=accuracy,
+            size_bytes=artifact.size_bytes,
+            artifact=artifact,
+        )
+
+    def _open(self, name: str, key: str) -> StepFolder:
+        """Begin a step's folder; the clean point at which a run stops when asked to."""
+        if self.context.stop_requested():
+            raise Interrupted(f"stopped before {name}; run again to go on from there")
+        folder = StepFolder(self.folder / name, key)
+        folder.begin()
+        return folder
+
+    def _restore(self, folder: StepFolder, stage: Stage, parent: Made) -> nn.Module:
+        structure = folder.load_record("structure.json", Json)
+        module = stage.rebuild(parent.module, structure, self.task.example_input)
+        module.load_state_dict(folder.load_tensors("model"))
+        return module.eval()
+
+    def _finish(
+        self,
+        folder: StepFolder,
+        module: nn.Module,
+        *,
+        kind: str,
+        parent: str | None,
+        settings: Json | None = None,
+        facts: Json | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        step = Step(
+            name=folder.path.name,
+            kind=kind,
+            parent=parent,
+            settings=settings or {},
+            facts=facts or {},
+            num_parameters=count_parameters(module),
+            macs=count_macs(module, self.task.example_input),
+            seconds=seconds,
+        )
+        folder.save_score(self.task.score(module))
+        folder.save_record("step.json", step)
+        folder.finish()
+
+    def _baseline(self) -> Score:
+        return StepFolder(self.folder / ORIGINAL, key="").load_score()
+
+
+def _load(folder: StepFolder, module: nn.Module) -> Made:
+    return Made(
+        key=folder.key,
+        module=module,
+        step=folder.load_record("step.json", Step),
+        score=folder.load_score(),
+    )
