@@ -37,6 +37,7 @@ def test_a_score_needs_one_outcome_a_sample(outcomes: torch.Tensor) -> None:
     ("settings", "message"),
     [
         ({"max_drop": -1.0}, "max_drop is in points"),
+        ({"max_drop": float("nan")}, "max_drop is in points"),
         ({"min_speedup": 0.0}, "min_speedup is a ratio"),
         ({"max_size": 0}, "max_size is in bytes"),
     ],

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from slimdown.core import Artifact, Measurement, Report, Target
+from slimdown.core import Artifact, Budget, Measurement, Report, Target
 from slimdown.errors import BadInput
 from slimdown.files import hash_files
 from slimdown.measure import (
@@ -21,17 +22,20 @@ from slimdown.plan import ORIGINAL
 from slimdown.report import read_results, write_report
 from slimdown.store import StepFolder
 from slimdown.targets import find_target
+from slimdown.verdict import judge
 
 
 def bench_run(folder: Path | str, settings: MeasureSettings | None = None) -> Report:
     """Measure a run's deployed artifacts again, on this machine; scores stay those of the run.
 
-    Writes the new report into `folder/bench`; the run's own report is left as it was. Raises
+    `settings` are the run's own where none are given. Judges the budget on the new figures and
+    writes the new report into `folder/bench`; the run's own report is left as it was. Raises
     BadInput where an artifact is gone or is not the one that the run wrote.
     """
     folder = Path(folder)
     report = read_results(folder)
-    settings = settings or MeasureSettings()
+    settings = settings or TypeAdapter(MeasureSettings).validate_python(report.recipe["measure"])
+    budget = TypeAdapter(Budget).validate_python(report.recipe["budget"])
     inputs = StepFolder(folder / ORIGINAL, key="").load_tensors("example")["input"]
     measurements: list[Measurement] = []
     for name in dict.fromkeys(m.runtime for m in report.measurements):
@@ -42,6 +46,7 @@ def bench_run(folder: Path | str, settings: MeasureSettings | None = None) -> Re
             )
         measurements += rows
     report = replace(report, environment=describe_environment(), measurements=tuple(measurements))
+    report = replace(report, verdicts=judge(report, budget))
     write_report(report, folder / "bench")
     return report
 

@@ -357,13 +357,14 @@ class Budget:
     """Bytes of the deployed artifact."""
 
     def __post_init__(self) -> None:
-        if self.max_drop is not None and self.max_drop < 0:
+        # "not >=" rather than "<": NaN is refused, too
+        if self.max_drop is not None and not self.max_drop >= 0:
             raise RecipeError(f"budget.max_drop is in points and must be >= 0, got {self.max_drop}")
-        if self.min_speedup is not None and self.min_speedup <= 0:
+        if self.min_speedup is not None and not self.min_speedup > 0:
             raise RecipeError(
                 f"budget.min_speedup is a ratio and must be > 0, got {self.min_speedup}"
             )
-        if self.max_size is not None and self.max_size <= 0:
+        if self.max_size is not None and not self.max_size > 0:
             raise RecipeError(f"budget.max_size is in bytes and must be > 0, got {self.max_size}")
 
 

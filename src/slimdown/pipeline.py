@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from slimdown.core import Context, Progress, Report, Target, Task
+from slimdown.distill import seed_everything
 from slimdown.errors import RecipeError
 from slimdown.files import disk_errors, write_bytes
 from slimdown.load import check_model, load_model, load_task
@@ -43,6 +44,7 @@ def run_recipe(
             "or call compress(model, task, recipe, folder=...)"
         )
     targets_of(recipe)  # a missing extra is told before anything is loaded
+    seed_everything(recipe.seed)  # what a model without weights is made of
     model, task = load_model(recipe.model), load_task(recipe.data)
     return compress(model, task, recipe, folder=folder, show=show, stop_requested=stop_requested)
 

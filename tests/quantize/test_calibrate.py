@@ -54,7 +54,7 @@ def test_mse_is_as_good_as_brute_force_on_the_raw_values(name: str, num_levels: 
 def test_mse_clips_an_outlier_where_levels_are_few() -> None:
     values = samples()["outlier"]
     _, high = mse_range(add_values(None, values), 16)
-    assert high < 30
+    assert high < 50
     assert minmax_range(add_values(None, values), 16) == (float(values.min()), 60.0)
 
 

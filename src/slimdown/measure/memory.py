@@ -52,6 +52,7 @@ def measure_peak_memory(
             input=_to_npy(inputs),
             capture_output=True,
             timeout=time_limit_s,
+            start_new_session=True,  # Ctrl-C is for the run, which stops at a clean point
             check=False,
         )
     except subprocess.TimeoutExpired as error:
