@@ -68,6 +68,6 @@ def test_half_precision_is_refused(tiny_net: nn.Module) -> None:
 
 
 def test_sgd_is_plain_without_momentum(tiny_net: nn.Module) -> None:
-    optimizer = make_optimizer(tiny_net, TrainSettings(momentum=0.0))
+    optimizer = make_optimizer(tiny_net, TrainSettings(optimizer="sgd", momentum=0.0))
     assert isinstance(optimizer, torch.optim.SGD)
     assert not optimizer.defaults["nesterov"]

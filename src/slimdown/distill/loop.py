@@ -27,6 +27,7 @@ from slimdown.distill.average import (
     tensors_of,
     update_average_,
 )
+from slimdown.distill.mode import set_mode_
 from slimdown.distill.objective import Objective, make_objective
 from slimdown.distill.optimizer import learning_rate_at, make_optimizer, set_learning_rate_
 from slimdown.distill.randomness import (
@@ -67,9 +68,7 @@ def train(
     Raises BadInput where student, teacher, labels and settings do not fit together, Diverged on
     NaN or infinity (the last good checkpoint stays), and Interrupted once a stop is requested.
     """
-    # The copy of a graph module can switch to training mode, which the one of torch.export refuses;
-    # that graph was taken in eval mode, so its batch statistics stay and its weights are trained.
-    model = copy.deepcopy(student)
+    model = copy.deepcopy(student)  # of graphs, too: torch.export's own one refuses to be trained
     device = batch_device(model)
     teacher = context.original if teacher is None else teacher
     loop = _Loop(
@@ -112,10 +111,8 @@ class _Loop:
         """Do the steps of the epoch that are not done yet, then record and save it."""
         seed_everything(derive_seed(self.context.seed, state.epoch))
         batches = self.task.train_batches(state.epoch)
-        if len(batches) == 0:
-            raise BadInput("the task has no training batches: give it more images")
         remaining = _skip(iter(batches), state)
-        state.model.train()
+        set_mode_(state.model, training=True)
         clock = saved = time.monotonic()
         for item in remaining:
             self._step_(state, _to_batch(item, self.device), num_batches=len(batches))
@@ -133,6 +130,10 @@ class _Loop:
             if now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
                 self._save(state)
                 saved = clock = time.monotonic()
+        if state.step == 0:
+            raise BadInput(
+                f"the task gave no training batch in epoch {state.epoch + 1}: give it more images"
+            )
         state.finish_epoch_(self._validate(state))
         self._save(state)
 
@@ -224,7 +225,8 @@ def _result(state: TrainState) -> nn.Module:
     model = copy.deepcopy(state.model)
     if state.average is not None:
         copy_tensors_(model, state.average)
-    return model.eval()
+    set_mode_(model, training=False)
+    return model
 
 
 def _skip(iterator: Iterator[Any], state: TrainState) -> Iterator[Any]:

@@ -12,7 +12,7 @@ Optimizer: TypeAlias = Literal["sgd", "adamw"]
 Augment: TypeAlias = Literal["auto", "none", "crop", "flip-crop"]
 Amp: TypeAlias = Literal["auto", "bf16", "off"]
 
-DEFAULT_RATES: dict[Optimizer, float] = {"sgd": 0.05, "adamw": 0.002}
+DEFAULT_RATES: dict[Optimizer, float] = {"sgd": 0.02, "adamw": 0.002}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class TrainSettings:
     temperature: float = 4.0
     standardize: bool = False
     """Z-score the logits first: the student copies their order and spread, not their scale."""
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer = "adamw"
     learning_rate: float | None = None
-    """The highest of the schedule; None: 0.05 for SGD, 0.002 for AdamW."""
+    """The highest of the schedule; None: 0.002 for AdamW, 0.02 for SGD."""
     weight_decay: float = 5e-4
     """Not for norms and biases."""
     momentum: float = 0.9
