@@ -111,8 +111,10 @@ class Task(Protocol):
     """Data, loss and score: the only thing that knows what the network is for.
 
     A task may also have `preprocess: Preprocess`, `labels: Sequence[str]` and `fingerprint: str`
-    (changes whenever its data do; without one, the calibration batches are hashed), and
-    `validate(predict) -> Score` on held-out training data, shown while training.
+    (changes whenever its data do; without one, the calibration batches are hashed);
+    `validate(predict) -> Score` on held-out training data, shown while training (or None);
+    `flip: bool`, whether images may be mirrored in training (true without it), and
+    `augments: bool`, whether `train_batches` augments them already (false without it).
     """
 
     @property
