@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/kill-and-resume"))
     options = parser.parse_args()
+    if options.out.exists():
+        raise SystemExit(f"{options.out} exists, and what is whole there would not be made again")
 
     command = [sys.executable, "-m", "slimdown", "run", str(options.recipe)]
     for setting in options.set:
@@ -41,7 +44,9 @@ def main() -> int:
     for index in range(options.kills):
         folder = options.out / f"killed-{index:02d}"
         moment = moments.uniform(0, seconds)
-        whole = kill_after(moment, command, folder)
+        while (whole := kill_after(moment, command, folder)) is None:
+            shutil.rmtree(folder)  # it had come to its end before: too late to kill it
+            moment = moments.uniform(0, moment)
         run(command, folder)
         equal = deployed_hashes(folder) == wanted
         differences += not equal
@@ -60,17 +65,18 @@ def run(command: list[str], folder: Path) -> None:
         raise SystemExit(f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
 
-def kill_after(seconds: float, command: list[str], folder: Path) -> int:
-    """Start the run, kill it, and count the steps that were whole by then."""
+def kill_after(seconds: float, command: list[str], folder: Path) -> int | None:
+    """Start the run, kill it, and count the steps that were whole; None if it ended before."""
     process = subprocess.Popen(
         [*command, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         process.wait(timeout=seconds)
+        return None
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    return len(list(folder.rglob("DONE")))
+        return len(list(folder.rglob("DONE")))
 
 
 def deployed_hashes(folder: Path) -> dict[str, str]:

@@ -169,6 +169,20 @@ def test_a_changed_model_redoes_everything(
     assert CALLS == [2.0, 2.0]
 
 
+def test_a_changed_test_label_redoes_everything(
+    scaled: type[Scale], tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    recipe = Recipe([scaled()], targets=("torchfile",), measure=QUICK)
+    task = BrightnessTask()
+    pipeline.compress(tiny_net, task, recipe, folder=tmp_path)
+    task.labels = (task.labels + 1) % 4
+    report = pipeline.compress(tiny_net, task, recipe, folder=tmp_path)
+    assert CALLS == [2.0, 2.0]
+    accuracy = report.measurements[0].accuracy
+    assert accuracy is not None
+    assert accuracy.value == task.score(tiny_net).value
+
+
 def test_the_users_model_is_left_as_it_was(
     scaled: type[Scale], tiny_net: nn.Module, tmp_path: Path
 ) -> None:

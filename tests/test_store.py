@@ -11,6 +11,7 @@ from torch import nn
 
 from slimdown.core import Score, Step
 from slimdown.errors import BadInput
+from slimdown.files import TEMPORARY
 from slimdown.store import StepFolder, fingerprint_model, key_of
 
 
@@ -32,6 +33,44 @@ def test_begin_keeps_what_the_same_key_began_and_empties_what_another_did(tmp_pa
     other = StepFolder(tmp_path / "step", key="b")
     other.begin()
     assert other.load_checkpoint() is None
+
+
+def test_a_kill_while_a_folder_is_emptied_leaves_one_that_can_be_begun(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step", key="a")
+    folder.begin()
+    folder.save_checkpoint({"step": 3})
+    folder.finish()
+    real, removed = Path.unlink, []
+
+    def unlink_or_die(path: Path, missing_ok: bool = False) -> None:
+        if len(removed) == 1:
+            raise KeyboardInterrupt
+        removed.append(path)
+        real(path, missing_ok=missing_ok)
+
+    (tmp_path / "step" / "model.bin").write_bytes(b"1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            StepFolder(tmp_path / "step", key="b").begin()
+    assert not folder.is_done
+    other = StepFolder(tmp_path / "step", key="b")
+    other.begin()
+    other.finish()
+    assert {path.name for path in (tmp_path / "step").iterdir()} == {"KEY", "DONE"}
+
+
+def test_what_a_kill_left_half_written_is_not_in_the_way(tmp_path: Path) -> None:
+    left = tmp_path / "step" / f"{TEMPORARY}abc"
+    left.parent.mkdir()
+    left.write_bytes(b"half a KEY")
+    StepFolder(tmp_path / "step", key="a").begin()
+    assert not left.exists()
+
+
+def test_a_file_that_is_gone_is_told_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"step\.json is missing: remove .* and run again"):
+        StepFolder(tmp_path, key="a").load_record("step.json", Step)
 
 
 def test_finish_drops_the_checkpoint(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def time_artifacts(
     artifacts = [row.artifact.under(folder) for row in rows if row.artifact is not None]
     assert len(artifacts) == len(rows), "every measurement of a target has an artifact"
     for artifact in artifacts:
-        _check_untouched(artifact)
+        check_untouched(artifact)
     predicts = [target.load(each, num_threads=settings.num_threads) for each in artifacts]
     runtime = f"{target.name} {target.check()}"
     latencies = measure_latencies(predicts, inputs, settings, runtime=runtime)
@@ -77,7 +77,8 @@ def time_artifacts(
     ]
 
 
-def _check_untouched(artifact: Artifact) -> None:
+def check_untouched(artifact: Artifact) -> None:
+    """Raise BadInput unless an artifact's files are those that were judged."""
     missing = [file for file in artifact.files if not file.is_file()]
     if missing:
         raise BadInput(f"{missing[0]} is missing: run the recipe again to make it")

@@ -111,7 +111,8 @@ class Task(Protocol):
     """Data, loss and score: the only thing that knows what the network is for.
 
     A task may also have `preprocess: Preprocess`, `labels: Sequence[str]` and `fingerprint: str`
-    (changes whenever its data do; without one, the calibration batches are hashed);
+    (changes whenever its data do; without one, the calibration images, the first training batches
+    and the original's score stand for it);
     `validate(predict) -> Score` on held-out training data, shown while training (or None);
     `flip: bool`, whether images may be mirrored in training (true without it), and
     `augments: bool`, whether `train_batches` augments them already (false without it).
@@ -344,7 +345,8 @@ class Step:
     facts: Json
     num_parameters: int
     macs: int
-    seconds: float
+    seconds: float | None
+    """None where it was stopped and resumed, and for the original."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,10 @@ _REFUSALS = {
 }
 
 
+TEMPORARY = ".slimdown-"
+"""How the names of half-written files begin; a kill leaves them behind."""
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a disk's refusal to write into OutOfResources; other errors pass unchanged."""
@@ -40,9 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Lend a temporary file beside `path`; it takes `path`'s name, synced, if the body succeeds."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -54,6 +56,12 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half written in `folder`."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

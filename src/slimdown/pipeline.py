@@ -19,7 +19,6 @@ from slimdown.distill import seed_everything
 from slimdown.errors import RecipeError
 from slimdown.files import disk_errors, write_bytes
 from slimdown.load import check_model, load_model, load_task
-from slimdown.measure import describe_environment
 from slimdown.plan import plan_steps
 from slimdown.recipe import Recipe, dump_recipe, recipe_to_json
 from slimdown.report import write_report
@@ -84,7 +83,7 @@ def compress(
     report = Report(
         name=recipe.name,
         recipe=recipe_to_json(recipe),
-        environment=describe_environment(),
+        environment=run.environment(targets[0]),
         steps=tuple(each.step for each in made.values()),
         measurements=tuple(measurements),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimdown.bench import time_artifacts
+from slimdown.bench import check_untouched, time_artifacts
 from slimdown.core import (
     Artifact,
     Context,
@@ -25,9 +25,22 @@ from slimdown.core import (
 )
 from slimdown.distill import seed_everything
 from slimdown.errors import Interrupted
-from slimdown.measure import MeasureSettings, count_macs, count_parameters, measure_accuracy
+from slimdown.measure import (
+    MeasureSettings,
+    count_macs,
+    count_parameters,
+    describe_environment,
+    measure_accuracy,
+)
 from slimdown.plan import ORIGINAL, Planned
-from slimdown.store import StepFolder, fingerprint_model, fingerprint_task, key_of, settings_of
+from slimdown.store import (
+    StepFolder,
+    fingerprint_model,
+    fingerprint_score,
+    fingerprint_task,
+    key_of,
+    settings_of,
+)
 from slimdown.version import __version__
 
 
@@ -51,11 +64,22 @@ class Run:
 
     def take(self, model: nn.Module) -> Made:
         """Judge the model that the user brought."""
-        key = key_of(__version__, fingerprint_model(model), fingerprint_task(self.task))
-        folder = self._open(ORIGINAL, key)
+        parts = [__version__, fingerprint_model(model), fingerprint_task(self.task)]
+        score = None
+        if not hasattr(self.task, "fingerprint"):  # only judging tells whether its images changed
+            score = self.task.score(model)
+            parts.append(fingerprint_score(score))
+        folder = self._open(ORIGINAL, key_of(*parts))
         if not folder.is_done:
             folder.save_tensors("example", {"input": self.task.example_input})
-            self._finish(folder, model, kind="original", parent=None)
+            self._finish(
+                folder,
+                model,
+                kind="original",
+                parent=None,
+                score=score or self.task.score(model),
+                facts=_describe_data(self.task),
+            )
         return _load(folder, model)
 
     def make(self, plan: Planned, made: Mapping[str, Made]) -> Made:
@@ -74,10 +98,11 @@ class Run:
             load_checkpoint=folder.load_checkpoint,
         )
         seed_everything(self.context.seed)
+        was_begun = folder.load_checkpoint() is not None
         start = time.monotonic()
         result = stage(parent.module, self.task, context)
-        seconds = time.monotonic() - start
-        folder.save_record("structure.json", result.structure)
+        seconds = None if was_begun else time.monotonic() - start
+        folder.save_record("plan.json", result.structure)
         folder.save_tensors("model", result.model.state_dict())
         # Go on from what a resumed run would load, so that both end with the same bits.
         module = self._restore(folder, stage, parent)
@@ -86,6 +111,7 @@ class Run:
             module,
             kind=stage.kind,
             parent=plan.parent,
+            score=self.task.score(module),
             settings=settings,
             facts=result.facts,
             seconds=seconds,
@@ -107,7 +133,10 @@ class Run:
             rows.append(self._deploy(target, made))
         self.context.show(Progress(f"deploy on {target.name}", len(branch), len(branch)))
         hashes = [row.artifact.sha256 for row in rows if row.artifact is not None]
-        folder = self._open(f"measure/{target.name}", key_of(hashes, settings_of(settings)))
+        environment = describe_environment()
+        # Timings hold for the machine and the runtime that they were taken on.
+        where = [target.check(), environment["cpu"]]
+        folder = self._open(f"measure/{target.name}", key_of(hashes, settings_of(settings), where))
         if not folder.is_done:
             self.context.show(Progress(f"measure on {target.name}", 0, 1))
             inputs = self.task.example_input
@@ -115,6 +144,7 @@ class Run:
                 target, rows, folder=self.folder, inputs=inputs, settings=settings
             )
             folder.save_record("measurements.json", timed)
+            folder.save_record("environment.json", environment)
             folder.finish()
             self.context.show(Progress(f"measure on {target.name}", 1, 1))
         timings = folder.load_record("measurements.json", list[Measurement])
@@ -124,11 +154,18 @@ class Run:
             for row, timing in zip(rows, timings, strict=True)
         ]
 
+    def environment(self, target: Target) -> Json:
+        """The machine as it was when the target's artifacts were measured."""
+        return StepFolder(self.folder / "measure" / target.name, key="").load_record(
+            "environment.json", Json
+        )
+
     def _deploy(self, target: Target, made: Made) -> Measurement:
         """Export a step's module, load the artifact again and judge it as the module was judged."""
         name = made.step.name
         folder = self._open(
-            f"deploy/{target.name}/{name}", key_of(made.key, target.name, settings_of(target))
+            f"deploy/{target.name}/{name}",
+            key_of(made.key, target.name, target.check(), settings_of(target)),
         )
         if not folder.is_done:
             artifact = target.export(made.module, self.task, folder.path)
@@ -137,6 +174,7 @@ class Run:
             folder.save_record("artifact.json", artifact.relative_to(self.folder))
             folder.finish()
         artifact = folder.load_record("artifact.json", Artifact)
+        check_untouched(artifact.under(self.folder))
         accuracy = measure_accuracy(
             folder.load_score(), baseline=self._baseline(), reference=made.score
         )
@@ -157,7 +195,7 @@ class Run:
         return folder
 
     def _restore(self, folder: StepFolder, stage: Stage, parent: Made) -> nn.Module:
-        structure = folder.load_record("structure.json", Json)
+        structure = folder.load_record("plan.json", Json)
         module = stage.rebuild(parent.module, structure, self.task.example_input)
         module.load_state_dict(folder.load_tensors("model"))
         return module.eval()
@@ -169,9 +207,10 @@ class Run:
         *,
         kind: str,
         parent: str | None,
+        score: Score,
         settings: Json | None = None,
         facts: Json | None = None,
-        seconds: float = 0.0,
+        seconds: float | None = None,
     ) -> None:
         step = Step(
             name=folder.path.name,
@@ -183,12 +222,18 @@ class Run:
             macs=count_macs(module, self.task.example_input),
             seconds=seconds,
         )
-        folder.save_score(self.task.score(module))
+        folder.save_score(score)
         folder.save_record("step.json", step)
         folder.finish()
 
     def _baseline(self) -> Score:
         return StepFolder(self.folder / ORIGINAL, key="").load_score()
+
+
+def _describe_data(task: Task) -> Json:
+    """What a task tells of its data: their hash, that of the calibration images, and remarks."""
+    told = {name: getattr(task, name, None) for name in ("fingerprint", "calibration_hash")}
+    return {**told, "notes": list(getattr(task, "notes", ()))}
 
 
 def _load(folder: StepFolder, module: nn.Module) -> Made:

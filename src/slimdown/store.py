@@ -2,7 +2,7 @@
 
 runs/<name>/01-prune/
     KEY                what the step was made from, one hash
-    structure.json     what rebuilds the module's structure
+    plan.json          what rebuilds the module's structure
     model.safetensors  its weights
     step.json          settings, facts and counts, as in results.json
     score.npz          the score, sample by sample
@@ -12,11 +12,14 @@ runs/<name>/01-prune/
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +28,17 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from slimdown.core import Json, Score, Task
+from slimdown.distill import seed_everything
 from slimdown.errors import BadInput
-from slimdown.files import disk_errors, write_bytes
+from slimdown.files import disk_errors, remove_temporaries, write_bytes
 
 T = TypeVar("T")
+
+NUM_HASHED_BATCHES = 32
+"""How much of a task's training data is looked at where it has no fingerprint of its own."""
 
 
 def settings_of(config: Any) -> Json:
@@ -46,8 +54,11 @@ def key_of(*parts: Any) -> str:
 
 
 def fingerprint_model(model: nn.Module) -> str:
-    """Hash a model's class, structure and every tensor of its state."""
+    """Hash a model's structure, the source of its classes and every tensor of its state."""
     digest = hashlib.sha256(f"{type(model).__qualname__}\n{model}".encode())
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        with suppress(OSError, TypeError):  # a class made at run time has no source
+            digest.update(inspect.getsource(kind).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
@@ -55,14 +66,28 @@ def fingerprint_model(model: nn.Module) -> str:
 
 
 def fingerprint_task(task: Task) -> str:
-    """The task's own fingerprint, or a hash of its class and its calibration inputs."""
+    """The task's own fingerprint, or a hash of its class, its calibration and first training data.
+
+    Of the test images nothing can be told without a model: see `steps.Run.take`.
+    """
     own = getattr(task, "fingerprint", None)
     if isinstance(own, str):
         return own
+    seed_everything(0)
     digest = hashlib.sha256(type(task).__qualname__.encode())
-    for inputs in (task.example_input, *task.calibration_batches()):
-        digest.update(_bytes(inputs))
+    for tensor in tree_leaves([task.example_input, *task.calibration_batches()]):
+        digest.update(_bytes(tensor))
+    for batch in islice(task.train_batches(0), NUM_HASHED_BATCHES):
+        for leaf in tree_leaves(batch):
+            digest.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
     return digest.hexdigest()
+
+
+def fingerprint_score(score: Score) -> str:
+    """Hash what was found of each sample, or the score itself where that is all there is."""
+    parts = [array.tobytes() for array in (score.outcomes, score.predictions) if array is not None]
+    told = f"{score.metric} {score.value!r} {score.num_samples}".encode()
+    return hashlib.sha256(b"".join([told, *parts])).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -86,19 +111,30 @@ class StepFolder:
     def begin(self) -> None:
         """Make the folder ready: kept where this key began it before, emptied otherwise."""
         key = self.path / "KEY"
-        if key.is_file() and key.read_text() == self.key:
-            return
-        if self.path.exists() and any(self.path.iterdir()):
-            if not key.is_file():
+        with disk_errors(self.path):
+            remove_temporaries(self.path)
+            if key.is_file() and key.read_text() == self.key:
+                return
+            if key.is_file():
+                self._empty(key)
+            elif self.path.exists() and any(self.path.iterdir()):
                 raise BadInput(
                     f"{self.path} is in the way: it was not written by slimdown; "
                     "move it or choose another run folder"
                 )
-            # DONE goes first: a folder that is half removed must not look whole.
-            with disk_errors(self.path):
-                (self.path / "DONE").unlink(missing_ok=True)
-                shutil.rmtree(self.path)
         write_bytes(key, self.key.encode())
+
+    def _empty(self, key: Path) -> None:
+        """Remove the contents so that a kill in between leaves a folder that is ours and not whole.
+
+        DONE goes first, since a folder that is half removed must not look whole, and KEY last,
+        since without it the folder would not be known as ours.
+        """
+        (self.path / "DONE").unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            if path != key:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        key.unlink()
 
     def finish(self) -> None:
         """Mark the folder whole and drop the checkpoint that is not needed any more."""
@@ -112,7 +148,7 @@ class StepFolder:
 
     def load_record(self, name: str, kind: type[T]) -> T:
         """Load what `save_record` saved."""
-        return TypeAdapter(kind).validate_json((self.path / name).read_bytes())
+        return TypeAdapter(kind).validate_json(self._whole(name).read_bytes())
 
     def save_tensors(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Save a state dict as `name`.safetensors; tensors that share storage are all written."""
@@ -121,7 +157,7 @@ class StepFolder:
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """Load what `save_tensors` saved."""
-        return load_file(self.path / f"{name}.safetensors")
+        return load_file(self._whole(f"{name}.safetensors"))
 
     def save_score(self, score: Score) -> None:
         """Save a score with its outcome and prediction of each sample."""
@@ -140,7 +176,7 @@ class StepFolder:
 
     def load_score(self) -> Score:
         """Load what `save_score` saved."""
-        with np.load(self.path / "score.npz", allow_pickle=False) as arrays:
+        with np.load(self._whole("score.npz"), allow_pickle=False) as arrays:
             return Score(
                 metric=str(arrays["metric"]),
                 value=float(arrays["value"]),
@@ -148,6 +184,12 @@ class StepFolder:
                 outcomes=arrays.get("outcomes"),
                 predictions=arrays.get("predictions"),
             )
+
+    def _whole(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise BadInput(f"{path} is missing: remove {self.path} and run again to make it anew")
+        return path
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Keep a stage's state between its clean points."""

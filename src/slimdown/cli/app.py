@@ -143,7 +143,7 @@ def inspect(
 @app.command()
 def bench(folder: RunFolder) -> None:
     """Measure the deployed artifacts of a run again, on this machine."""
-    _show(bench_run(folder), folder / "bench")
+    _conclude(bench_run(folder), folder / "bench")
 
 
 @app.command()

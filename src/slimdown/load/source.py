@@ -35,6 +35,7 @@ class ModelSource:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
+        _make_path_(self, "weights")
         parse_reference(self.reference)
         if self.weights is not None and self.options.get("pretrained"):
             raise RecipeError(
@@ -84,6 +85,8 @@ class DataSource:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
+        for name in ("root", "train", "test"):
+            _make_path_(self, name)
         self._check_places()
         if self.batch_size < 1:
             raise RecipeError(f"data.batch_size must be at least 1, got {self.batch_size}")
@@ -120,3 +123,10 @@ class DataSource:
             raise RecipeError(
                 f"data of the kind {self.kind} needs {ways}, got {' and '.join(given) or 'none'}"
             )
+
+
+def _make_path_(source: ModelSource | DataSource, name: str) -> None:
+    """Take text for a path, as Python's own functions do."""
+    given = getattr(source, name)
+    if given is not None:
+        object.__setattr__(source, name, Path(given))

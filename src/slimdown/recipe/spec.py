@@ -112,6 +112,7 @@ class Recipe:
         for stage in self.stages:
             if isinstance(stage, type) or not hasattr(stage, "kind"):
                 raise RecipeError(f"stages are such as Prune(macs=0.5), got {stage!r}")
+        _check_order([stage for stage in self.stages if isinstance(stage, Quantize | Distill)])
         if not re.fullmatch(r"\w[\w .+-]*", self.name):
             raise RecipeError(
                 "name is also the name of a folder: a letter or digit, then letters, digits, "
@@ -128,6 +129,21 @@ class Recipe:
 
     def __hash__(self) -> int:
         return hash(RECIPE.dump_json(self))  # the options of a model are a dictionary
+
+
+def _check_order(stages: Sequence[Quantize | Distill]) -> None:
+    """Refuse an order that a stage would refuse only when its turn comes, hours later."""
+    quantized: Quantize | None = None
+    for stage in stages:
+        if isinstance(stage, Quantize) and quantized is not None:
+            raise RecipeError("stages quantizes twice: a model is quantized once, keep one of them")
+        if isinstance(stage, Quantize):
+            quantized = stage
+        elif quantized is not None and quantized.precision == "float16":
+            raise RecipeError(
+                "stages distills a model in float16, which training does not survive: "
+                "put distill before quantize"
+            )
 
 
 RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
