@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from slimdown.core import (
     StageResult,
     Target,
 )
-from slimdown.errors import BadInput, Interrupted, MissingExtra, OutOfResources
+from slimdown.errors import BadInput, CannotCapture, Interrupted, MissingExtra, OutOfResources
 from slimdown.files import hash_files, write_bytes
 from slimdown.measure import MeasureSettings
 from slimdown.recipe import Recipe
@@ -325,3 +326,39 @@ def test_all_three_methods_on_a_users_own_task_and_model(
         "report.html",
         "report.md",
     }
+
+
+@pytest.mark.parametrize(
+    "order", list(permutations(["prune", "distill", "quantize"])), ids="-".join
+)
+def test_stages_come_in_any_order(tiny_net: nn.Module, order: tuple[str, ...]) -> None:
+    stages: dict[str, Any] = {
+        "prune": slimdown.Prune(macs=0.6),
+        "distill": slimdown.Distill(epochs=1, augment="none"),
+        "quantize": slimdown.Quantize(),
+    }
+    task, model = BrightnessTask(), tiny_net
+    context = Context(original=tiny_net)
+    for kind in order:
+        result = stages[kind](model, task, context)
+        rebuilt = stages[kind].rebuild(model, result.structure, task.example_input)
+        rebuilt.load_state_dict(result.model.state_dict())
+        model = rebuilt.eval()
+        assert torch.equal(model(task.images[:8]), result.model.eval()(task.images[:8]))
+    kernels = {layer.shape for layer in model.parameters() if layer.ndim == 4}
+    assert kernels != {layer.shape for layer in tiny_net.parameters() if layer.ndim == 4}
+    assert task.score(model).num_samples == 64
+
+
+@pytest.mark.parametrize("stage", [slimdown.Quantize(), slimdown.Quantize(precision="float16")])
+def test_a_model_of_one_batch_size_only_is_told(stage: slimdown.Quantize) -> None:
+    class OneImage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3)).view(1, 4)
+
+    with pytest.raises(CannotCapture, match="fixed to one batch size"):
+        stage(OneImage(), BrightnessTask())

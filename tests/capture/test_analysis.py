@@ -93,3 +93,20 @@ def test_tied_weights_have_the_same_dims_under_both_names():
 def test_the_batch_is_no_channel(analysis):
     assert analysis.batch_size > 1
     assert all(leaf.reason != "batch" for leaf in analysis.channels)
+
+
+def test_a_part_under_autocast_is_left_whole():
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast("cpu", enabled=False):
+                x = x.float().cumsum(1)
+            return self.c(torch.relu(self.b(x)))
+
+    analysis = analyze(capture(Guarded(), torch.zeros(1, 8)))
+    assert is_frozen(analysis.tensors["a.weight"][0])
+    assert not is_frozen(analysis.tensors["b.weight"][0])

@@ -143,6 +143,9 @@ def test_attention_freezes_keys_and_pins_the_scale(apply, zeros):
     (width,) = leaves(q[3])
     assert done.edited({}) == {"scale": None}
     assert done.edited({width: 8}) == {"scale": 16**-0.5}
+    assert list(map(resolve, done.call.spared)) == [width]
+    done = apply(aten.scaled_dot_product_attention.default, query, key, value, scale=0.1)
+    assert not done.call.spared
 
 
 def test_grouped_query_attention_is_not_covered(apply, zeros):
@@ -171,7 +174,7 @@ def test_layer_norm(apply, zeros):
     (leaf,) = leaves(x[2])
     assert done.edited({leaf: 4}) == {"normalized_shape": [4]}
     assert done.call.mixes_channels
-    assert list(map(resolve, done.call.averaged)) == [leaf]
+    assert list(map(resolve, done.call.spared)) == [leaf]
 
 
 def test_group_norm_loses_whole_groups_or_channels_of_each(apply, zeros):
@@ -182,7 +185,7 @@ def test_group_norm_loses_whole_groups_or_channels_of_each(apply, zeros):
     assert is_same(weight[0], x[1])
     assert is_same(bias[0], x[1])
     assert done.edited({groups: 2}) == {"num_groups": 2}
-    assert list(map(resolve, done.call.averaged)) == [members]
+    assert list(map(resolve, done.call.spared)) == [members]
 
 
 # ------------------------------------------------------------------------ pooling, reduction

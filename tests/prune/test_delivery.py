@@ -116,6 +116,20 @@ def test_a_module_that_would_be_silently_wrong_comes_back_as_a_graph(task_for, m
     assert torch.allclose(result.model.double()(x.double()), reference)
 
 
+def test_a_graph_that_cannot_be_trained_says_so(task_for):
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x))).detach().mean((2, 3))
+
+    result = pruned(Detached().eval(), task_for(8, 8, 8))
+    assert result.facts["delivery"] == "graph"
+    assert "the graph cannot be trained: no gradient" in result.facts["reason"]
+
+
 def test_a_graph_comes_back_as_a_graph(tiny_net, task_for):
     graph = capture(tiny_net, torch.zeros(1, 3, 16, 16))
     result = pruned(graph, task_for(3, 16, 16))

@@ -115,7 +115,7 @@ def test_pruning_twice(tiny_net, task_for, masked_outputs):
 
 def test_pruning_a_pruned_graph(networks, task_for):
     task = task_for(8, 8, 8)
-    once = Prune(macs=0.7, round_to=1)(networks["torch attention"](), task)
+    once = Prune(macs=0.5, round_to=1)(networks["torch attention"](), task)
     assert once.facts["delivery"] == "graph"
     twice = Prune(macs=0.7, round_to=1)(once.model, task)
     rebuilt = Prune(macs=0.7).rebuild(once.model, twice.structure, task.example_input)
@@ -216,7 +216,7 @@ def test_a_trained_network_at_half_of_its_macs(data_folder, task_for, masked_out
     facts = result.facts
     assert facts["delivery"] == "in_place", facts["reason"]
     assert 0.46 < facts["macs"][1] / facts["macs"][0] <= 0.5
-    assert facts["relative_error"] < 1e-10
+    assert facts["relative_error"] <= 1e-5
     reference = masked_outputs(resnet20, result.structure, images[:64])
     assert torch.allclose(result.model.double()(images[:64].double()), reference)
     with torch.no_grad():

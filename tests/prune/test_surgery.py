@@ -37,13 +37,17 @@ NAMES = [
 ]
 
 
-def random_kept(analysis, *, without_averaged: bool):
+# A norm over removed channels has other statistics than one over zeros: there its dims stay whole.
+WITH_NORM = ("attention", "attention by matmul", "group norm")
+
+
+def random_kept(analysis, *, without_spared: bool):
     """About half of every free leaf, neither all nor none of it."""
     generator = torch.Generator().manual_seed(3)
-    averaged = {leaf for dim in analysis.averaged for leaf in leaves(dim)}
+    spared = {leaf for dim in analysis.spared for leaf in leaves(dim)}
     kept: dict[Var, torch.Tensor] = {}
     for leaf in analysis.channels:
-        if not is_frozen(leaf) and not (without_averaged and leaf in averaged):
+        if not is_frozen(leaf) and not (without_spared and leaf in spared):
             chosen = torch.rand(leaf.size, generator=generator) < 0.5
             chosen[0], chosen[-1] = True, False
             kept[leaf] = chosen
@@ -54,8 +58,7 @@ def random_kept(analysis, *, without_averaged: bool):
 def test_the_pruned_graph_equals_the_masked_original(name, networks, masked_outputs):
     model = networks[name]()
     analysis = analyze(capture(model, torch.zeros(1, 8, 8, 8)))
-    # A norm over removed channels has other statistics by nature: there the norm's dims stay.
-    kept = random_kept(analysis, without_averaged=True)
+    kept = random_kept(analysis, without_spared=name in WITH_NORM)
     assert kept, "nothing to prune"
     pruned = prune_graph(analysis, kept)
     structure = {
@@ -78,9 +81,9 @@ def test_the_pruned_graph_equals_the_masked_original(name, networks, masked_outp
 def test_the_built_in_check_agrees_with_every_dim_pruned(name, networks):
     model = networks[name]()
     analysis = analyze(capture(model, torch.zeros(1, 8, 8, 8)))
-    kept = random_kept(analysis, without_averaged=False)
+    kept = random_kept(analysis, without_spared=False)
     pruned = prune_graph(analysis, kept)
-    assert check_surgery(analysis, kept, pruned, make_probe(analysis)) < 1e-10
+    assert check_surgery(analysis, kept, pruned, make_probe(analysis)) <= 1e-5
     for batch_size in (1, 4):
         assert pruned(torch.zeros(batch_size, 8, 8, 8)).shape == (batch_size, 5)
 
@@ -88,7 +91,7 @@ def test_the_built_in_check_agrees_with_every_dim_pruned(name, networks):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_can_be_read_back_from_the_slices(name, networks):
     analysis = analyze(capture(networks[name](), torch.zeros(1, 8, 8, 8)))
-    kept = random_kept(analysis, without_averaged=False)
+    kept = random_kept(analysis, without_spared=False)
     slices = slices_of(analysis, kept)
     again = kept_from_slices(analysis, slices)
     assert slices_of(analysis, again) == slices
@@ -98,7 +101,7 @@ def test_the_graph_that_was_analyzed_is_left_as_it_was(networks):
     analysis = analyze(capture(networks["grouped"](), torch.zeros(1, 8, 8, 8)))
     x = torch.randn(2, 8, 8, 8)
     before = analysis.graph_module(x)
-    pruned = prune_graph(analysis, random_kept(analysis, without_averaged=False))
+    pruned = prune_graph(analysis, random_kept(analysis, without_spared=False))
     with torch.no_grad():
         for parameter in pruned.parameters():
             parameter.zero_()

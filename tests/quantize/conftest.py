@@ -17,6 +17,11 @@ from slimdown.core import Batch, Predict, Score
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # networks as small as these gain nothing from a second one
+
+
 class ToyTask:
     """Calibration images and nothing else: what Quantize asks a task for."""
 

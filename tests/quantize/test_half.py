@@ -16,15 +16,30 @@ def halved(model: nn.Module) -> HalfPrecision:
     return HalfPrecision(graph_module).eval()
 
 
-def test_computes_in_float16_between_float32(tiny_net: nn.Module) -> None:
+def test_stores_float16_and_takes_and_gives_float32(tiny_net: nn.Module) -> None:
     half = halved(tiny_net)
     x = torch.randn(5, 3, 16, 16)
-    outputs = half(x)
-    assert outputs.dtype == torch.float32
-    assert torch.equal(outputs, outputs.half().float())
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float16}
-    torch.testing.assert_close(outputs, tiny_net(x), rtol=0.02, atol=0.02)
+    assert half(x).dtype == torch.float32
+    torch.testing.assert_close(half(x), tiny_net(x), rtol=0.02, atol=0.02)
     assert next(tiny_net.parameters()).dtype == torch.float32
+
+
+def test_on_a_cpu_it_computes_in_float32_from_the_same_weights(tiny_net: nn.Module) -> None:
+    half = halved(tiny_net)
+    x = torch.randn(5, 3, 16, 16)
+    exact = half.compute_in_float16(x)
+    assert torch.equal(exact, exact.half().float())
+    assert not torch.equal(half(x), half(x).half().float())
+    torch.testing.assert_close(half(x), exact, rtol=0.01, atol=0.01)
+
+
+def test_what_is_exported_computes_in_float16(tiny_net: nn.Module) -> None:
+    graph_module = capture(halved(tiny_net), torch.randn(1, 3, 16, 16))
+    kinds = {
+        node.meta["val"].dtype for node in graph_module.graph.nodes if "conv2d" in str(node.target)
+    }
+    assert kinds == {torch.float16}
 
 
 def test_a_network_that_overflows_is_refused(tiny_net: nn.Module) -> None:

@@ -52,8 +52,8 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
 
 
 def test_the_ways_to_write_a_stage_without_settings_mean_the_same(tmp_path: Path) -> None:
-    recipe = read(tmp_path, "stages: [quantize, quantize: , {quantize: {}}]")
-    assert recipe.stages == (Quantize(), Quantize(), Quantize())
+    for entry in ("quantize", "quantize: ", "{quantize: {}}"):
+        assert read(tmp_path, f"stages: [{entry}]").stages == (Quantize(),)
 
 
 def test_a_recipe_may_have_no_stages_but_must_say_so(tmp_path: Path) -> None:

@@ -24,23 +24,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 shares = st.floats(min_value=0.01, max_value=1.0)
 positive = st.floats(min_value=1e-6, max_value=1e6)
-stages = st.one_of(
-    st.builds(Prune, macs=shares),
-    st.builds(
-        Distill,
-        epochs=st.integers(1, 100),
-        alpha=st.floats(0, 1),
-        temperature=positive,
-        learning_rate=st.none() | positive,
-        standardize=st.booleans(),
-        optimizer=st.sampled_from(["sgd", "adamw"]),
-    ),
-    st.builds(
-        Quantize,
-        precision=st.sampled_from(["int8", "float16"]),
-        num_images=st.integers(1, 1000),
-        exclude=st.lists(st.text(), max_size=2).map(tuple),
-    ),
+trainings = st.builds(
+    Distill,
+    epochs=st.integers(1, 100),
+    alpha=st.floats(0, 1),
+    temperature=positive,
+    learning_rate=st.none() | positive,
+    standardize=st.booleans(),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+)
+quantizations = st.builds(
+    Quantize,
+    precision=st.sampled_from(["int8", "float16"]),
+    num_images=st.integers(1, 1000),
+    exclude=st.lists(st.text(), max_size=2).map(tuple),
+)
+stages = st.builds(
+    list.__add__,
+    st.lists(st.builds(Prune, macs=shares) | trainings, max_size=4),
+    st.lists(quantizations, max_size=1),
 )
 paths = st.from_regex(r"/[\w .#:'\"-]{0,9}[a-z]", fullmatch=True).map(Path)
 models = st.builds(
@@ -61,7 +63,7 @@ data = st.one_of(
 )
 recipes = st.builds(
     Recipe,
-    st.lists(stages, max_size=4),
+    stages,
     name=st.from_regex(r"[\w][\w .+-]{0,9}", fullmatch=True),
     model=st.none() | models,
     data=st.none() | data,
@@ -121,6 +123,8 @@ def test_recipes_are_equal_by_value() -> None:
     ("make", "message"),
     [
         (lambda: Recipe([Prune]), r"stages are such as Prune\(macs=0.5\), got <class"),
+        (lambda: Recipe([Quantize(), Prune(macs=0.5), Quantize()]), "quantizes twice"),
+        (lambda: Recipe([Quantize(precision="float16"), Distill()]), "distills a model in float16"),
         (lambda: Recipe(["prune"]), r"stages are such as Prune\(macs=0.5\), got 'prune'"),
         (lambda: Recipe([], targets=("openvion",)), "openvion"),
         (lambda: Recipe([], targets=()), "at least one target"),

@@ -1,9 +1,9 @@
-"""A task without data, and the trained ResNet-20 on its real images."""
+"""A task to export with, and the trained ResNet-20 on its real images."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slimdown.core import Batch, Predict, Score
+from slimdown.core import Batch, Predict, Preprocess, Score
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # networks as small as these gain nothing from a second one
+
+
 class ToyTask:
-    """Calibration images and nothing else: what Quantize asks a task for."""
+    """Calibration images, a preprocessing and labels: what quantizing and exporting ask for."""
+
+    preprocess = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    labels = ("ant", "bee", "fly", "wasp")
 
     def __init__(self, batches: Sequence[Tensor], example_input: Tensor | None = None) -> None:
         self.batches = batches
@@ -31,15 +39,10 @@ class ToyTask:
         return self.batches
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        raise AssertionError("quantize does not train")
+        raise AssertionError("a target does not train")
 
     def score(self, predict: Predict) -> Score:
-        raise AssertionError("quantize does not judge")
-
-
-@pytest.fixture
-def make_task() -> Callable[..., ToyTask]:
-    return ToyTask
+        raise AssertionError("a target does not judge")
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ class Analysis:
     """In the order of the graph."""
     ties: tuple[Shape, ...]
     """Dims that had better keep equal sizes: see `Call.tie`."""
-    averaged: tuple[Dim, ...]
-    """Dims that norms average over."""
+    spared: tuple[Dim, ...]
+    """Dims that had better stay whole: see `Call.spare`."""
     mixing: frozenset[Node]
     """Calls that see the kept channels only: see `Call.mix`."""
     batch_size: int
@@ -114,7 +114,7 @@ def analyze(graph_module: GraphModule) -> Analysis:
         costs=tuple(walk.costs),
         layers=tuple(walk.layers),
         ties=tuple(walk.ties),
-        averaged=tuple(walk.averaged),
+        spared=tuple(walk.spared),
         mixing=frozenset(walk.mixing),
         batch_size=walk.batch_size,
     )
@@ -132,7 +132,7 @@ class _Walk:
         self.costs: list[Shape] = []
         self.layers: list[Layer] = []
         self.ties: list[Shape] = []
-        self.averaged: list[Dim] = []
+        self.spared: list[Dim] = []
         self.mixing: list[Node] = []
         self.batch_size = 1
         self._names = _names_of_tensors(graph_module)
@@ -160,10 +160,12 @@ class _Walk:
 
     def _visit_tensor(self, node: Node) -> None:
         name = str(node.target)
-        names = self._names.get(id(find_tensor(self.graph_module, name)), [name])
+        tensor = attrgetter(name)(self.graph_module)
+        if not isinstance(tensor, Tensor):
+            return  # the body of a higher-order operator, such as one under autocast
         if name not in self.tensors:
-            shape = tuple(map(Var, find_tensor(self.graph_module, name).shape))
-            self.tensors.update(dict.fromkeys(names, shape))
+            names = self._names.get(id(tensor), [name])
+            self.tensors.update(dict.fromkeys(names, tuple(map(Var, tensor.shape))))
         self.shapes[node] = self.tensors[name]
 
     def _visit_item(self, node: Node) -> None:
@@ -194,7 +196,7 @@ class _Walk:
         self.costs += call.costs
         self.layers += call.layers
         self.ties += call.ties
-        self.averaged += call.averaged
+        self.spared += call.spared
         self.mixing += [node] if call.mixes_channels else []
 
     def _has_output(self, node: Node) -> bool:

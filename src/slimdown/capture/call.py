@@ -60,7 +60,7 @@ class Call:
         self.costs: list[Shape] = []
         self.layers: list[Layer] = []
         self.ties: list[Shape] = []
-        self.averaged: list[Dim] = []
+        self.spared: list[Dim] = []
         self.mixes_channels = False
         self._shapes = shapes
         self._arguments = arguments_of(node)
@@ -197,9 +197,12 @@ class Call:
         """
         self.ties.append(dims)
 
-    def average(self, *dims: Dim) -> None:
-        """Tell that a norm averages over these dims: removing some changes what is left."""
-        self.averaged += dims
+    def spare(self, *dims: Dim) -> None:
+        """Tell that these dims had better stay whole: their size is more than a number of channels.
+
+        A norm averages over them, or the module computes a scale from their size. Not a demand.
+        """
+        self.spared += dims
 
     def mix(self) -> None:
         """Tell that an output depends on several channels other than by a weight of each.

@@ -31,7 +31,8 @@ def capture(model: nn.Module, example_input: Tensor) -> GraphModule:
     `example_input` (1, C, H, W). The batch size of the graph is dynamic wherever the model allows
     it, and that of the example otherwise. Its state has the names of the model's; its nodes carry
     `val` (shapes) and `nn_module_stack` (the modules they come from) in their `meta`. It can be
-    trained, but its batch norms and dropouts stay as in eval mode. Raises CannotCapture.
+    trained; its batch norms and dropouts are in eval mode until `distill.mode` switches them.
+    Raises CannotCapture.
     """
     model = copy.deepcopy(model).eval()
     example = example_input.to(batch_device(model))
@@ -54,6 +55,15 @@ def has_dynamic_batch(graph_module: GraphModule) -> bool:
     """Whether a captured graph takes batches of any size."""
     inputs = (node for node in graph_module.graph.nodes if node.op == "placeholder")
     return any(not isinstance(node.meta["val"].shape[0], int) for node in inputs)
+
+
+def require_dynamic_batch(graph_module: GraphModule) -> None:
+    """Raise CannotCapture where a captured graph, which is to be run, takes one batch size only."""
+    if not has_dynamic_batch(graph_module):
+        raise CannotCapture(
+            "the model's graph is fixed to one batch size: somewhere its forward has a number "
+            "where the batch size belongs; write x.flatten(1), say, for x.view(1, -1)"
+        )
 
 
 def _export(

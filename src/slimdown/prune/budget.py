@@ -152,17 +152,15 @@ def _apply(cuts: Sequence[Cut]) -> dict[Var, int]:
 
 
 def _fill_up(cuts: Sequence[Cut], cost: Cost, *, limit: int) -> dict[Var, int]:
-    """Undo the last cut of each choice where the budget still allows it, the best channels first.
+    """Undo cuts where the budget still allows it, those of the best channels first.
 
     One cut of a wide group can save much more than was missing.
     """
     widths = _apply(cuts)
-    tried: list[Choice] = []
     for cut in reversed(cuts):
         choice = cut.choice
-        if any(choice is other for other in tried):
-            continue
-        tried.append(choice)
+        if widths[next(iter(choice.importance))] != cut.width:
+            continue  # a narrower cut of this group had to stay
         wider = choice.widths[choice.widths.index(cut.width) - 1]
         candidate = {**widths, **dict.fromkeys(choice.importance, wider)}
         if cost(candidate) <= limit:

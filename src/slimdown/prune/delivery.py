@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from slimdown.capture import Analysis
+from slimdown.capture import Analysis, require_dynamic_batch
 from slimdown.capture.dims import Kept
 from slimdown.prune.plan import Attributes, Plan, slices_of
 from slimdown.prune.probe import Probe, floating_outputs, relative_error
@@ -38,19 +38,28 @@ def deliver(
 ) -> Delivered:
     """Give back the pruned network in `model`'s own form if that is right, as a graph if not."""
     slices = slices_of(analysis, kept)
+    pruned_probe = probe.sliced(slices)
     reason = "the model is itself a captured graph"
     for attributes in _candidates(model, analysis, kept):
         plan = Plan(delivery="in_place", slices=slices, attributes=attributes)
         try:
             module = edit_module(model, plan)
-            reason = refusal(module, oracle, probe.sliced(slices))
+            reason = refusal(module, oracle, pruned_probe)
         except Exception as failure:  # the user's own code, at sizes it was not written for
-            reason = f"the edited module fails: {type(failure).__name__}: {_first_line(failure)}"
+            reason = f"the edited module fails: {_in_one_line(failure)}"
         if not reason:
             reason = "the edited module equals the pruned graph and can be trained"
             return Delivered(module=module, plan=plan, reason=reason)
-    plan = Plan(delivery="graph", slices=slices, attributes={})
-    return Delivered(module=oracle, plan=plan, reason=reason)
+    require_dynamic_batch(analysis.graph_module)
+    try:
+        untrainable = train_once(oracle, probe.inputs[0])
+    except Exception as failure:  # an operator without a gradient
+        untrainable = _in_one_line(failure)
+    return Delivered(
+        module=oracle,
+        plan=Plan(delivery="graph", slices=slices, attributes={}),
+        reason=f"{reason}; the graph cannot be trained: {untrainable}" if untrainable else reason,
+    )
 
 
 def refusal(module: nn.Module, oracle: GraphModule, probe: Probe) -> str:
@@ -200,5 +209,6 @@ def _layer_sizes(module: nn.Module, shape: Sequence[int], *, groups: Any) -> dic
     return {}
 
 
-def _first_line(failure: Exception) -> str:
-    return (str(failure).strip().splitlines() or [""])[0]
+def _in_one_line(failure: Exception) -> str:
+    first_line = (str(failure).strip().splitlines() or [""])[0]
+    return f"{type(failure).__name__}: {first_line}"

@@ -8,7 +8,7 @@ give way to random ones, and batch norms that have seen no data to the statistic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from slimdown.capture import Analysis, has_dynamic_batch
-from slimdown.capture.call import arguments_of
+from slimdown.capture.call import arguments_of, operator_name
 from slimdown.prune.plan import Slices
 from slimdown.prune.surgery import slice_tensor
 
@@ -54,6 +54,8 @@ def make_probe(analysis: Analysis) -> Probe:
     own = {name: analysis.tensor(name) for name in analysis.tensors}  # tied ones are one object
     revived = {id(t): _revive(t.detach(), generator) for t in dict.fromkeys(own.values())}
     state = {name: revived[id(tensor)] for name, tensor in own.items()}
+    # Small as the scales of quantizers are, with others all weights would round to zero.
+    state.update({name: own[name].detach() for name in _grids(analysis.graph_module)})
     inputs = _random_inputs(analysis.graph_module, generator)
     fresh = _fresh_norms(analysis.graph_module, own)
     if fresh:
@@ -61,6 +63,18 @@ def make_probe(analysis: Analysis) -> Probe:
         observer.run(inputs[0])
         state.update(observer.observed)
     return Probe(inputs=tuple(inputs), state=state)
+
+
+def _grids(graph_module: GraphModule) -> set[str]:
+    """The scales and zero points that fake quantizers read."""
+    quantizers = (
+        node
+        for node in graph_module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and operator_name(node).startswith("slimdown::fake_quantize")
+    )
+    grids = chain.from_iterable(node.args[1:3] for node in quantizers)
+    return {str(grid.target) for grid in grids if isinstance(grid, Node)}
 
 
 def _fresh_norms(graph_module: GraphModule, state: Mapping[str, Tensor]) -> set[str]:
@@ -133,22 +147,27 @@ def _revive(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return noise.to(tensor)
 
 
-class InDouble(Interpreter):
-    """Runs a graph in float64 on a state of its own, so that equal results can be told apart."""
+class Replay(Interpreter):
+    """Runs a graph on a state of its own; with `double`, all of it in float64."""
 
-    def __init__(self, graph_module: GraphModule, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, graph_module: GraphModule, state: Mapping[str, Tensor], *, double: bool = False
+    ) -> None:
         super().__init__(graph_module)
         self.state = state
+        self.cast: Callable[[Any], Any] = _double if double else _as_it_is
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return super().run(*map(_double, args), **kwargs)
+            return super().run(*map(self.cast, args), **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return _double(self.state[target])
+        if target in self.state:
+            return self.cast(self.state[target])
+        return super().get_attr(target, args, kwargs)  # the body of a higher-order operator
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map(_double, (args, kwargs))
+        args, kwargs = tree_map(self.cast, (args, kwargs))
         return super().call_function(target, args, kwargs)
 
 
@@ -160,7 +179,11 @@ def _double(value: Any) -> Any:
     return value
 
 
-class _ObserveNorms(InDouble):
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+class _ObserveNorms(Replay):
     """Gives the batch norms that were never trained the statistics of their inputs."""
 
     def __init__(

@@ -39,8 +39,7 @@ class Prune:
 
     The channels that must go together are found by the algebra of dimensions, so no layer needs
     to be ignored by hand. The result is verified (see `prune.verify`) and comes as the user's own
-    module where that can be edited, and as a graph module otherwise; a graph's batch norms keep
-    their statistics in training.
+    module where that can be edited, and as a graph module otherwise.
     """
 
     macs: float | None = None
@@ -133,24 +132,26 @@ class Prune:
             if widths is not None:
                 return keep_most_important(choices, widths)
         narrowest = {leaf: n for choice in choices for leaf, n in choice.narrowest().items()}
+        frozen = [f"{why} {share:.0%}" for why, share in analysis.frozen_shares().items()]
         raise RecipeError(
             f"prune.{name}={fraction:g} cannot be reached: the smallest reachable fraction is "
             f"{cost(narrowest) / whole:.3f} with min_keep={self.min_keep:g}, "
             f"round_to={self.round_to} and the layers that may be pruned; ask for more, lower "
-            "min_keep or round_to, or exclude fewer layers"
+            "min_keep or round_to, or exclude fewer layers. What keeps channels from being "
+            f"removed, with the share of parameters concerned: {', '.join(frozen[:5]) or 'nothing'}"
         )
 
     def _bundles(self, analysis: Analysis) -> Iterator[list[list[Var]]]:
         """What may be pruned, each bundle to one width: first what does no harm, then all.
 
         Left for the second round: channels that a layer or group norm averages over, since
-        removing some changes the statistics of all that are left; and channels that a module
-        splits into equal parts where the parts cannot be kept equal, since only a graph can say
-        that.
+        removing some changes the statistics of all that are left; the width of attention heads,
+        where the module computes its scale from it; and channels that a module splits into equal
+        parts where the parts cannot be kept equal. The last two only a graph can say.
         """
         selected = self._selected(group_channels(analysis))
-        averaged = {leaf for dim in analysis.averaged for leaf in leaves(dim)}
-        harmless = selected.keys() - averaged - untied(analysis.ties)
+        spared = {leaf for dim in analysis.spared for leaf in leaves(dim)}
+        harmless = selected.keys() - spared - untied(analysis.ties)
         tied = (leaf for tie in analysis.ties for dim in tie for leaf in leaves(dim))
         everything = bundle([*selected, *tied], analysis.ties)
         yield [together for together in everything if harmless.issuperset(together)]

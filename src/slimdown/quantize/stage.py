@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from slimdown.capture import capture
+from slimdown.capture import capture, require_dynamic_batch
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task, batch_device
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.quantize.calibrate import CALIBRATIONS
@@ -83,7 +83,9 @@ class Quantize:
         layer to quantize, or for calibration images that are missing or not finite.
         """
         _refuse_quantized(model)
-        graph_module = fold_batch_norms(capture(model, task.example_input))
+        captured = capture(model, task.example_input)
+        require_dynamic_batch(captured)
+        graph_module = fold_batch_norms(captured)
         if self.precision == "float16":
             return _to_half(graph_module, task)
         labels = {node.name: label_of(node) for node in graph_module.graph.nodes}

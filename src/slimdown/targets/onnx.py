@@ -22,6 +22,7 @@ from slimdown.errors import BadInput
 from slimdown.quantize import PER_CHANNEL, PER_TENSOR
 from slimdown.targets.onnx_passes import (
     drop_weight_zero_points_,
+    fence_float_layers_,
     fold_quantized_weights_,
     quantize_biases_,
     strip_,
@@ -46,6 +47,8 @@ class Dialect:
     weight_zero_points: bool
     """Zero points of weights, all zero, spelled out. ONNX Runtime's INT8 MatMul wants them; one
     that several layers share keeps OpenVINO from running them in INT8."""
+    fences: bool
+    """Whether float layers are kept from being quantized by the runtime itself."""
 
 
 def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelProto:
@@ -62,6 +65,8 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
         quantize_biases_(proto)
     if not dialect.weight_zero_points:
         drop_weight_zero_points_(proto)
+    if dialect.fences:
+        fence_float_layers_(proto)
     strip_(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto

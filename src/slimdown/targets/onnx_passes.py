@@ -80,12 +80,32 @@ def drop_weight_zero_points_(model: ModelProto) -> None:
     drop_unused_initializers_(model)
 
 
+def fence_float_layers_(model: ModelProto) -> None:
+    """Put a maximum of one value, which changes nothing, before float layers on INT8 inputs.
+
+    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime quantizes a float weight on its
+    own, also that of a layer which the user wants in float. It does not see through this.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    constants, producers = _initializers(graph), _producers(graph)
+    for node in [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]:
+        source = producers.get(node.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or node.input[1] not in constants:
+            continue
+        name = f"{node.output[0]}_fence"
+        fence = helper.make_node("Max", [node.input[0]], [name], name=f"node_{name}")
+        graph.node.insert(list(graph.node).index(node), fence)
+        node.input[0] = name
+
+
 def strip_(model: ModelProto) -> None:
     """Drop what no runtime reads: where nodes came from, inferred shapes, notes."""
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, graph, model):
-        part.doc_string = ""
-        del part.metadata_props[:]
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
     del graph.value_info[:]
     model.producer_name, model.producer_version = "slimdown", __version__
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from slimdown.core import Artifact, Predict, Task
-from slimdown.errors import MissingExtra
 from slimdown.targets.artifact import write_artifact
 from slimdown.targets.onnx import INPUT, Dialect, to_onnx
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 _ERROR = 3  # of ONNX Runtime's log levels
 FLOAT16 = 10  # of ONNX's tensor types
 
-DIALECT = Dialect(int32_biases=True, weight_zero_points=True)
+DIALECT = Dialect(int32_biases=True, weight_zero_points=True, fences=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,9 @@ class OnnxRuntime:
         return "onnxruntime-x86"
 
     def check(self) -> str:
-        """The installed version."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "onnxruntime") from error
+        """The installed version; it is one of slimdown's own requirements."""
+        import onnxruntime
+
         return str(onnxruntime.__version__)
 
     def export(self, model: nn.Module, task: Task, folder: Path) -> Artifact:

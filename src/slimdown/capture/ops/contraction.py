@@ -55,6 +55,7 @@ def attention(call: Call) -> Shape:
         broadcast([scores, attn_mask])
     if call.argument("scale") is None:
         call.edit("scale", lambda size: None if size(width) == width.size else width.size**-0.5)
+        call.spare(width)
     call.cost(*scores, width)
     call.cost(*scores, value[-1])
     call.mix()

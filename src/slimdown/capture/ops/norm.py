@@ -24,7 +24,7 @@ def layer_norm(call: Call) -> Shape:
         for dim, own in zip(call.optional_shape(name) or (), normalized, strict=False):
             unify_(dim, own)
     call.edit("normalized_shape", lambda size: [size(dim) for dim in normalized])
-    call.average(*normalized)
+    call.spare(*normalized)
     call.mix()
     return x
 
@@ -40,6 +40,6 @@ def group_norm(call: Call) -> Shape:
         if scale is not None:
             unify_(scale[0], x[1])
     call.edit("num_groups", lambda size: size(groups))
-    call.average(members)
+    call.spare(members)
     call.mix()
     return x
