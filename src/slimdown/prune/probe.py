@@ -8,7 +8,7 @@ give way to random ones, and batch norms that have seen no data to the statistic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -155,7 +155,17 @@ class Replay(Interpreter):
     ) -> None:
         super().__init__(graph_module)
         self.state = state
-        self.cast: Callable[[Any], Any] = _double if double else _as_it_is
+        self.double = double
+
+    def cast(self, value: Any) -> Any:
+        """The value as this run wants it: in float64, or as it is."""
+        if not self.double:
+            return value
+        if value is torch.float32:
+            return torch.float64
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        return value
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
@@ -164,23 +174,14 @@ class Replay(Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in self.state:
             return self.cast(self.state[target])
-        return super().get_attr(target, args, kwargs)  # the body of a higher-order operator
+        value = super().get_attr(target, args, kwargs)
+        if self.double and isinstance(value, GraphModule):  # what runs under autocast, say
+            return Replay(value, {}, double=True).run
+        return self.cast(value)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = tree_map(self.cast, (args, kwargs))
         return super().call_function(target, args, kwargs)
-
-
-def _double(value: Any) -> Any:
-    if value is torch.float32:
-        return torch.float64
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.double()
-    return value
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 class _ObserveNorms(Replay):
