@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slimdown.errors import OutOfResources
-from slimdown.files import disk_errors, hash_files, replacing, write_bytes
+from slimdown.errors import BadInput, OutOfResources
+from slimdown.files import disk_errors, hash_files, locked, replacing, write_bytes
 
 
 def test_write_bytes_makes_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -64,3 +64,15 @@ def test_hash_is_over_contents_in_order(tmp_path: Path) -> None:
     second.write_bytes(b"two")
     assert hash_files([first, second]) == hashlib.sha256(b"onetwo").hexdigest()
     assert hash_files([second, first]) != hash_files([first, second])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs flock")
+def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(BadInput, match="another run is writing"),
+        locked(tmp_path / "run"),
+    ):
+        raise AssertionError("two runs hold the folder")
+    with locked(tmp_path / "run"):
+        pass

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slimdown.errors import OutOfResources
+from slimdown.errors import BadInput, OutOfResources
 
 _REFUSALS = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -56,6 +56,30 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone. Raises BadInput where another process holds it.
+
+    The lock ends with the process, however that ends. Windows has no such lock and goes without.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"another run is writing to {folder}: wait for its end, or choose another folder"
+            ) from error
+        yield
 
 
 def remove_temporaries(folder: Path) -> None:

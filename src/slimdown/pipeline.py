@@ -17,7 +17,7 @@ from torch import nn
 from slimdown.core import Context, Progress, Report, Target, Task
 from slimdown.distill import seed_everything
 from slimdown.errors import RecipeError
-from slimdown.files import disk_errors, write_bytes
+from slimdown.files import disk_errors, locked, write_bytes
 from slimdown.load import check_model, load_model, load_task
 from slimdown.plan import plan_steps
 from slimdown.recipe import Recipe, dump_recipe, recipe_to_json
@@ -67,30 +67,33 @@ def compress(
     original = copy.deepcopy(model).eval()
     check_model(original, task)
     folder = Path(folder)
-    write_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    context = Context(original=original, seed=recipe.seed, show=show, stop_requested=stop_requested)
-    run = Run(folder=folder, task=task, context=context)
+    with locked(folder):
+        write_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
+        context = Context(
+            original=original, seed=recipe.seed, show=show, stop_requested=stop_requested
+        )
+        run = Run(folder=folder, task=task, context=context)
 
-    planned = plan_steps(recipe.stages, targets)
-    made: dict[str, Made] = {}
-    for plan in planned:
-        made[plan.name] = run.take(original) if plan.stage is None else run.make(plan, made)
-    measurements = [run.measure_in_torch(step) for step in made.values()]
-    for target in targets:
-        branch = [made[plan.name] for plan in planned if target.name in plan.targets]
-        measurements += run.measure_on(target, branch, recipe.measure)
+        planned = plan_steps(recipe.stages, targets)
+        made: dict[str, Made] = {}
+        for plan in planned:
+            made[plan.name] = run.take(original) if plan.stage is None else run.make(plan, made)
+        measurements = [run.measure_in_torch(step) for step in made.values()]
+        for target in targets:
+            branch = [made[plan.name] for plan in planned if target.name in plan.targets]
+            measurements += run.measure_on(target, branch, recipe.measure)
 
-    report = Report(
-        name=recipe.name,
-        recipe=recipe_to_json(recipe),
-        environment=run.environment(targets[0]),
-        steps=tuple(each.step for each in made.values()),
-        measurements=tuple(measurements),
-    )
-    report = replace(report, verdicts=judge(report, recipe.budget))
-    _mark_missed(report, folder)
-    write_report(report, folder)
-    return report
+        report = Report(
+            name=recipe.name,
+            recipe=recipe_to_json(recipe),
+            environment=run.environment(targets[0]),
+            steps=tuple(each.step for each in made.values()),
+            measurements=tuple(measurements),
+        )
+        report = replace(report, verdicts=judge(report, recipe.budget))
+        _mark_missed(report, folder)
+        write_report(report, folder)
+        return report
 
 
 def targets_of(recipe: Recipe) -> list[Target]:
