@@ -18,7 +18,7 @@ EXAMPLE = torch.zeros(1, 3, 16, 16)
 
 @pytest.fixture
 def model(tiny_net: nn.Module) -> Any:
-    dialect = Dialect(int32_biases=True, weight_zero_points=True, fences=True)
+    dialect = Dialect(int32_biases=True, weight_zero_points=True, fences=True, least_channels=1)
     return to_onnx(tiny_net, EXAMPLE, dialect)
 
 

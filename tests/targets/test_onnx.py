@@ -18,8 +18,8 @@ from slimdown.quantize import Quantize
 from slimdown.targets import onnx as onnx_target
 from slimdown.targets.onnx import INPUT, OPSET, OUTPUT, Dialect, to_bytes, to_onnx
 
-FULL = Dialect(int32_biases=True, weight_zero_points=True, fences=True)
-TERSE = Dialect(int32_biases=False, weight_zero_points=False, fences=False)
+FULL = Dialect(int32_biases=True, weight_zero_points=True, fences=True, least_channels=1)
+TERSE = Dialect(int32_biases=False, weight_zero_points=False, fences=False, least_channels=1)
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
 
@@ -131,7 +131,7 @@ torch.manual_seed(5)
 body = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
 net = nn.Sequential(*body, nn.Linear(288, 4))
 model = Quantize()(net.eval(), Task()).model
-dialect = Dialect(int32_biases=True, weight_zero_points=True, fences=True)
+dialect = Dialect(int32_biases=True, weight_zero_points=True, fences=True, least_channels=1)
 print(hashlib.sha256(to_bytes(to_onnx(model, Task.example_input, dialect))).hexdigest())
 """
 

@@ -27,6 +27,7 @@ from slimdown.targets.onnx_passes import (
     quantize_biases_,
     strip_,
 )
+from slimdown.targets.widen import widen_narrow_convs_
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -49,6 +50,8 @@ class Dialect:
     that several layers share keeps OpenVINO from running them in INT8."""
     fences: bool
     """Whether float layers are kept from being quantized by the runtime itself."""
+    least_channels: int
+    """Below this, an INT8 convolution is padded with channels of zeros, since that is faster."""
 
 
 def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelProto:
@@ -65,6 +68,7 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
         quantize_biases_(proto)
     if not dialect.weight_zero_points:
         drop_weight_zero_points_(proto)
+    widen_narrow_convs_(proto, width=dialect.least_channels)
     if dialect.fences:
         fence_float_layers_(proto)
     strip_(proto)

@@ -18,12 +18,12 @@ def fold_quantized_weights_(model: ModelProto) -> None:
     from onnx import numpy_helper
 
     graph = model.graph
-    constants = _initializers(graph)
+    constants = initializers(graph)
     for node in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
         if not all(name in constants for name in node.input):
             continue
         weight, scale, zero_point = (numpy_helper.to_array(constants[n]) for n in node.input)
-        shape = [-1 if dim == _axis(node) else 1 for dim in range(weight.ndim)]
+        shape = [-1 if dim == attribute(node, "axis", 1) else 1 for dim in range(weight.ndim)]
         limits = np.iinfo(zero_point.dtype)
         levels = np.rint(weight / scale.reshape(shape)) + zero_point.reshape(shape)
         levels = np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
@@ -40,11 +40,11 @@ def quantize_biases_(model: ModelProto) -> None:
     from onnx import helper, numpy_helper
 
     graph = model.graph
-    constants, producers = _initializers(graph), _producers(graph)
+    constants, writers = initializers(graph), producers(graph)
     for node in [node for node in graph.node if node.op_type in ("Conv", "Gemm")]:
         if len(node.input) < 3 or node.input[2] not in constants:
             continue
-        scales = [_scale_of(producers.get(name), constants) for name in node.input[:2]]
+        scales = [_scale_of(writers.get(name), constants) for name in node.input[:2]]
         if scales[0] is None or scales[1] is None:
             continue
         bias = numpy_helper.to_array(constants[node.input[2]])
@@ -71,7 +71,7 @@ def drop_weight_zero_points_(model: ModelProto) -> None:
     """Leave out the zero points of weights that are zero, which is what their absence means."""
     from onnx import numpy_helper
 
-    constants = _initializers(model.graph)
+    constants = initializers(model.graph)
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3:
             continue
@@ -89,9 +89,9 @@ def fence_float_layers_(model: ModelProto) -> None:
     from onnx import helper
 
     graph = model.graph
-    constants, producers = _initializers(graph), _producers(graph)
+    constants, writers = initializers(graph), producers(graph)
     for node in [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]:
-        source = producers.get(node.input[0])
+        source = writers.get(node.input[0])
         if source is None or source.op_type != "DequantizeLinear" or node.input[1] not in constants:
             continue
         name = f"{node.output[0]}_fence"
@@ -137,16 +137,19 @@ def drop_unused_initializers_(model: ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _initializers(graph: GraphProto) -> dict[str, TensorProto]:
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    """The constants of a graph by name."""
     return {constant.name: constant for constant in graph.initializer}
 
 
-def _producers(graph: GraphProto) -> dict[str, NodeProto]:
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that computes each value."""
     return {name: node for node in graph.node for name in node.output}
 
 
-def _axis(node: NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """An integer attribute of a node."""
+    return next((found.i for found in node.attribute if found.name == name), default)
 
 
 def _scale_of(

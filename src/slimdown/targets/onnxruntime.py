@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ERROR = 3  # of ONNX Runtime's log levels
 FLOAT16 = 10  # of ONNX's tensor types
 
-DIALECT = Dialect(int32_biases=True, weight_zero_points=True, fences=True)
+DIALECT = Dialect(int32_biases=True, weight_zero_points=True, fences=True, least_channels=16)
 
 
 @dataclass(frozen=True, kw_only=True)

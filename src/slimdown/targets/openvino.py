@@ -21,7 +21,7 @@ from slimdown.errors import MissingExtra
 from slimdown.targets.artifact import write_artifact
 from slimdown.targets.onnx import Dialect, to_onnx
 
-DIALECT = Dialect(int32_biases=False, weight_zero_points=False, fences=False)
+DIALECT = Dialect(int32_biases=False, weight_zero_points=False, fences=False, least_channels=1)
 
 
 @dataclass(frozen=True, kw_only=True)
