@@ -362,3 +362,16 @@ def test_a_model_of_one_batch_size_only_is_told(stage: slimdown.Quantize) -> Non
 
     with pytest.raises(CannotCapture, match="fixed to one batch size"):
         stage(OneImage(), BrightnessTask())
+
+
+def test_a_quantized_model_is_trained_gently(tiny_net: nn.Module) -> None:
+    task, context = BrightnessTask(), Context(original=tiny_net)
+    distill = slimdown.Distill(epochs=1, augment="none", warmup=0.0)
+    quantized = slimdown.Quantize()(tiny_net, task).model
+    pruned = slimdown.Prune(macs=0.6)(quantized, task).model
+    rates = [
+        distill(model, task, context).facts["history"][-1]["learning_rate"]
+        for model in (tiny_net, quantized, pruned)
+    ]
+    assert rates[1] == rates[2] == pytest.approx(rates[0] / 20)
+    assert rates[0] > 0

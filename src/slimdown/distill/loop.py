@@ -29,7 +29,12 @@ from slimdown.distill.average import (
 )
 from slimdown.distill.mode import set_mode_
 from slimdown.distill.objective import Objective, make_objective
-from slimdown.distill.optimizer import learning_rate_at, make_optimizer, set_learning_rate_
+from slimdown.distill.optimizer import (
+    choose_rate,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate_,
+)
 from slimdown.distill.randomness import (
     borrowed_randomness,
     derive_seed,
@@ -68,6 +73,7 @@ def train(
     Raises BadInput where student, teacher, labels and settings do not fit together, Diverged on
     NaN or infinity (the last good checkpoint stays), and Interrupted once a stop is requested.
     """
+    settings = choose_rate(student, settings)
     model = copy.deepcopy(student)  # of graphs, too: torch.export's own one refuses to be trained
     device = batch_device(model)
     teacher = context.original if teacher is None else teacher

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import cos, pi
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
-from slimdown.distill.settings import TrainSettings
+from slimdown.distill.settings import DEFAULT_RATES, TrainSettings
 from slimdown.errors import BadInput
+
+QUANTIZED_SHARE = 0.05
+"""Of the default rate, for a quantized student: with its batch norms folded, a ResNet-20 fell from
+91.5 to 15 points at AdamW's 0.002 and rose to 91.9 at 0.0001."""
+
+
+def choose_rate(model: nn.Module, settings: TrainSettings) -> TrainSettings:
+    """Fill in the learning rate where none is given."""
+    if settings.learning_rate is not None:
+        return settings
+    share = QUANTIZED_SHARE if _is_quantized(model) else 1.0
+    return replace(settings, learning_rate=share * DEFAULT_RATES[settings.optimizer])
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    """Whether there are fake quantizers in a model, as modules or as operators of its graphs.
+
+    Known by what they have, since this room is upstream of the one that makes them.
+    """
+    graphs = (module.graph for module in model.modules() if isinstance(module, GraphModule))
+    operators = (node.target for graph in graphs for node in graph.nodes)
+    return any(hasattr(module, "quant_min") for module in model.modules()) or any(
+        isinstance(operator, torch._ops.OpOverload) and operator.namespace == "slimdown"
+        for operator in operators
+    )
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -27,7 +27,8 @@ class TrainSettings:
     """Z-score the logits first: the student copies their order and spread, not their scale."""
     optimizer: Optimizer = "adamw"
     learning_rate: float | None = None
-    """The highest of the schedule; None: 0.002 for AdamW, 0.02 for SGD."""
+    """The highest of the schedule; None: 0.002 for AdamW, 0.02 for SGD, and a twentieth of that for
+    a quantized model."""
     weight_decay: float = 5e-4
     """Not for norms and biases."""
     momentum: float = 0.9
