@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from slimdown.core import Context, Progress, Target, Task
@@ -19,6 +20,7 @@ from slimdown.quantize import (
     HalfPrecision,
     Quantize,
 )
+from slimdown.quantize.placement import Placement, activation_quantizer, weight_quantizer
 from slimdown.targets import find_target
 
 
@@ -76,6 +78,21 @@ def test_weights_are_on_127_symmetric_levels_a_channel(tiny_net: nn.Module, toy_
     torch.testing.assert_close(quantizer.scale, weight.abs().amax((1, 2, 3)) / 127)
     assert not quantizer.zero_point.any()
     assert quantizer.scale.shape == (32,)
+
+
+def test_biases_are_whole_steps_of_input_scale_times_weight_scale(
+    tiny_net: nn.Module, toy_task: Any
+) -> None:
+    result = Quantize()(tiny_net, toy_task)
+    placement = Placement.from_json(result.structure)
+    assert isinstance(result.model, GraphModule)
+    for layer, producer in placement.weights.items():
+        (node,) = (node for node in result.model.graph.nodes if node.name == layer)
+        bias = result.model.get_parameter(str(node.args[2].target)).detach().double()
+        steps = activation_quantizer(result.model, producer).scale.double()
+        steps = steps * weight_quantizer(result.model, layer).scale.double()
+        levels = bias / steps
+        assert torch.allclose(levels, levels.round(), atol=1e-2)
 
 
 def test_activations_are_unsigned_with_one_grid_a_tensor(

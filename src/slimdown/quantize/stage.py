@@ -18,7 +18,12 @@ from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.quantize.calibrate import CALIBRATIONS
 from slimdown.quantize.fake_quantize import is_fake_quantized
 from slimdown.quantize.fold import fold_batch_norms
-from slimdown.quantize.grids import describe_ranges, set_activation_grids_, set_weight_grids_
+from slimdown.quantize.grids import (
+    describe_ranges,
+    round_biases_,
+    set_activation_grids_,
+    set_weight_grids_,
+)
 from slimdown.quantize.half import HalfPrecision, check_half
 from slimdown.quantize.observe import RangeStatistics, observe
 from slimdown.quantize.placement import (
@@ -98,6 +103,7 @@ class Quantize:
         quantized = insert_quantizers(graph_module, placement).eval()
         set_activation_grids_(quantized, placement, seen, self.calibration)
         set_weight_grids_(quantized, placement)
+        round_biases_(quantized, placement)
         facts = {
             "precision": "int8",
             "profile": profile.name,
