@@ -66,6 +66,7 @@ def test_conditions_are_kept_and_recorded() -> None:
 
 
 def test_settings_come_back_when_a_predictor_fails() -> None:
+    torch.set_num_threads(2)
     calls: list[Tensor] = []
 
     def fail_when_timed(batch: Tensor) -> None:
