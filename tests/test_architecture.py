@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "slimdown"
 
 ORDER = [
     ["version", "errors"],
-    ["files", "core"],
+    ["files", "core", "images"],
     ["load"],
     ["capture"],
     ["prune"],
