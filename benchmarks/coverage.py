@@ -1,15 +1,16 @@
 """Prune every architecture of a list, each in a process of its own, and write what came of it.
 
-    python benchmarks/coverage.py MODELS.csv --out coverage.csv [--keep 0.5] [--jobs 1]
-    python benchmarks/coverage.py MODELS.csv --only 'tv:*' --peer      # Torch-Pruning beside it
+    python benchmarks/coverage.py --out coverage.csv [--keep 0.5] [--jobs 1] [--onnx]
+    python benchmarks/coverage.py --out peers.csv --only 'tv:*' --peer    # Torch-Pruning beside it
 
-MODELS.csv needs a column `model`: "tv:NAME", "tvseg:NAME", "tvdet:NAME" (torchvision), "timm:NAME",
-"yolo:NAME.yaml" (ultralytics) or "hf:NAME" (transformers). All are made with random weights. A model
+`architectures.txt` names them: "tv:NAME", "tvseg:NAME", "tvdet:NAME" (torchvision), "timm:NAME",
+"yolo:NAME.yaml" (ultralytics) and "hf:TYPE" (transformers), all made with random weights. A model
 that the output already has is skipped, so a run that was cut short goes on.
 
 Status: `ok` (at least 40 % of the MACs gone, verified), `less` (verified, but not as much could be
 removed: see reason), `refused` (a clear error of ours), `wrong` (verification failed), `crashed`.
-Seconds are wall clock of one thread; `peak_mb` is resident memory beyond the model's own.
+Seconds are wall clock of one thread; `peak_mb` is resident memory of analysis, choice and surgery
+beyond the model and its graph. With `--onnx` the result is also run in ONNX Runtime: `onnx_error`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -54,6 +54,7 @@ COLUMNS = (
     "peer_macs_after",
     "peer_s",
 )
+MODELS = Path(__file__).with_name("architectures.txt")
 LESS_THAN = 0.6
 """A model that keeps more of its MACs than this was not really pruned."""
 
@@ -217,10 +218,7 @@ def peer_one(spec: str, keep: float) -> dict[str, Any]:
 
 def _reset_peak() -> int:
     """Forget the process's peak of resident memory; return what it holds now, in bytes."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
@@ -256,7 +254,7 @@ def _in_process(spec: str, options: argparse.Namespace, timeout: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="?", type=Path)
+    parser.add_argument("models", nargs="?", type=Path, default=MODELS, help="one a line")
     parser.add_argument("--out", type=Path, default=Path("coverage.csv"))
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of the MACs")
     parser.add_argument("--only", default="*", help="a glob over the models")
@@ -275,7 +273,7 @@ def main() -> None:
         )
         print(json.dumps(row))
         return
-    specs = [row["model"] for row in csv.DictReader(options.models.open())]
+    specs = options.models.read_text().split()
     known = set()
     if options.out.exists():
         known = {row["model"] for row in csv.DictReader(options.out.open())}
