@@ -23,11 +23,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 COLUMNS = (
@@ -55,6 +57,7 @@ COLUMNS = (
     "peer_s",
 )
 MODELS = Path(__file__).with_name("architectures.txt")
+CORE_STEPS = ("analyze", "choose", "surgery")
 LESS_THAN = 0.6
 """A model that keeps more of its MACs than this was not really pruned."""
 
@@ -252,6 +255,36 @@ def _in_process(spec: str, options: argparse.Namespace, timeout: int) -> dict[st
     return row
 
 
+def summarize(rows: list[dict[str, str]]) -> str:
+    """The table of a finished run: how many of what, and how long it took."""
+    count = Counter(row["status"] for row in rows)
+    done = [row for row in rows if row["status"] in ("ok", "less")]
+    lines = [f"{len(rows)} models: " + ", ".join(f"{n} {status}" for status, n in count.items())]
+    if done:
+        in_place = sum(row["delivery"] == "in_place" for row in done)
+        lines.append(f"in the user's own module: {in_place} of {len(rows)}")
+        lines += [_spread(done, steps) for steps in (CORE_STEPS, ("verify",), ("deliver",))]
+        peaks = [int(row["peak_mb"]) for row in done]
+        lines.append(f"memory beyond the model: median {median(peaks):.0f} MB, max {max(peaks)} MB")
+    compared = [row for row in rows if row["onnx_error"]]
+    if compared:
+        equal = sum(float(row["onnx_error"]) < 1e-3 for row in compared)
+        lines.append(f"ONNX Runtime equals torch: {equal} of {len(compared)}")
+    if any(row["peer_status"] for row in rows):
+        peer = Counter(row["peer_status"] for row in rows)
+        lines.append("Torch-Pruning: " + ", ".join(f"{n} {status}" for status, n in peer.items()))
+    return "\n".join(lines)
+
+
+def _spread(rows: list[dict[str, str]], steps: tuple[str, ...]) -> str:
+    seconds = {row["model"]: sum(float(row[f"{step}_s"]) for step in steps) for row in rows}
+    slowest = max(seconds, key=lambda model: seconds[model])
+    return (
+        f"{' + '.join(steps)}: median {median(seconds.values()):.1f} s, "
+        f"max {seconds[slowest]:.1f} s ({slowest})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="?", type=Path, default=MODELS, help="one a line")
@@ -286,6 +319,7 @@ def main() -> None:
             writer.writerow(row)
             file.flush()
             print(f"{row['model']:45} {row['status']:8} {row.get('reason', '')[:80]}", flush=True)
+    print(summarize(list(csv.DictReader(options.out.open()))))
 
 
 if __name__ == "__main__":
