@@ -38,7 +38,7 @@ $(VENV)/core: $(VENV)/made pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt
 	@echo "installing slimdown, PyTorch and the test tools into $(VENV): some gigabytes on the first time"
-	$(PIP) -e '.[dev,openvino,timm]'
+	$(PIP) -e '.[dev,openvino,timm,transformers,ultralytics]'
 	@touch $@ $(VENV)/core
 
 clean:

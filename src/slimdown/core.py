@@ -8,7 +8,7 @@ A `Task` knows data, loss and score. A `Stage` turns a module into a smaller or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -140,6 +140,60 @@ class Task(Protocol):
         ...
 
 
+# -------------------------------------------------------------------------------------- clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operator at given sizes, for one sample: what a `Clock` times alone.
+
+    The `shapes` of its operands, activations first, and the `settings` that torch's operator of
+    that name has, each as one number an axis:
+
+    - "convolution": input (1, G·C, …) and weight (G·K, C, …), with the groups in the shapes
+    - "transposed_convolution": input (1, G·C, …), weight (G·C, K, …) and bias (G·K,)
+    - "linear": input (…, C) and weight (K, C)
+    - "matmul": (…, M, K) and (…, K, N), both of them activations
+    - "attention": query (…, L, D), key (…, S, D) and value (…, S, E)
+    """
+
+    kind: Literal["convolution", "transposed_convolution", "linear", "matmul", "attention"]
+    shapes: tuple[tuple[int, ...], ...]
+    settings: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __str__(self) -> str:
+        """Equal operations read alike: "linear 1x197x192 576x192"."""
+        shapes = " ".join("x".join(map(str, shape)) for shape in self.shapes)
+        settings = "".join(f" {name}={','.join(map(str, v))}" for name, v in self.settings)
+        return f"{self.kind} {shapes}{settings}"
+
+
+class Clock(Protocol):
+    """Times operators and networks on one runtime, with a batch of one on one thread."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version, such as "onnxruntime 1.32.0"."""
+        ...
+
+    @property
+    def round_to(self) -> int:
+        """Channels in whole multiples of this are fast on this runtime."""
+        ...
+
+    def time_operations(self, operations: Sequence[Operation]) -> list[float]:
+        """Milliseconds of each operator alone, measured once a machine and then remembered."""
+        ...
+
+    def deploy(self, model: nn.Module, example_input: Tensor) -> Predict:
+        """The module as the runtime runs it. Raises BadInput for one that cannot be exported."""
+        ...
+
+    def time_networks(self, predicts: Sequence[Predict], example_input: Tensor) -> list[float]:
+        """Milliseconds of a call of each of several deployed networks, measured in turns."""
+        ...
+
+
 # --------------------------------------------------------------------------------------- stage
 
 
@@ -168,6 +222,13 @@ def _go_on() -> bool:
     return False
 
 
+def _lend_no_clock(target: str) -> Clock:
+    raise RecipeError(
+        f"a latency on {target!r} cannot be measured without a clock: run this stage as part of a "
+        "recipe, or lend it one: stage(model, task, Context(find_clock=slimdown.clock_for))"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a run lends a stage beside the model and the task; every field has a quiet default."""
@@ -181,6 +242,8 @@ class Context:
     load_checkpoint: Callable[[], dict[str, Any] | None] = _find_nothing
     stop_requested: Callable[[], bool] = _go_on
     """Asked at clean points; when true, the stage saves its checkpoint and raises Interrupted."""
+    find_clock: Callable[[str], Clock] = _lend_no_clock
+    """The clock of a target, by the target's name, for a stage that keeps to a latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +474,11 @@ class Report:
     def measurement(self, step: str, runtime: str) -> Measurement | None:
         found = (m for m in self.measurements if m.step == step and m.runtime == runtime)
         return next(found, None)
+
+
+def logits_of(outputs: Any) -> Any:
+    """What a classifier says: its output, or the field `logits` of one that holds several."""
+    return getattr(outputs, "logits", outputs)
 
 
 def batch_device(model: nn.Module) -> torch.device:

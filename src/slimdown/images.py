@@ -1,4 +1,4 @@
-"""A fixed number of a task's calibration images, for the stages that look at some before they act."""
+"""A fixed number of a task's calibration images, for stages that look at some before they act."""
 
 from __future__ import annotations
 

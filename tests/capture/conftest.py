@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
+from slimdown.capture import Analysis
 from slimdown.capture.call import Call, Shape
-from slimdown.capture.dims import Dim, Var, kept_size
+from slimdown.capture.dims import Dim, Kept, Var, is_frozen, kept_size, leaves
 from slimdown.capture.ops import find_rule
 
 
@@ -72,6 +73,22 @@ def apply() -> Callable[..., Applied]:
         return Applied(call=call, inputs=inputs, output=output)
 
     return run
+
+
+@pytest.fixture
+def random_choice() -> Callable[[Analysis, torch.Generator], Kept]:
+    """`random_choice(analysis, generator)`: a part of every free leaf, never nothing of it."""
+
+    def choose(analysis: Analysis, generator: torch.Generator) -> Kept:
+        shapes = [*analysis.shapes.values(), *analysis.tensors.values()]
+        found = dict.fromkeys(leaf for shape in shapes for dim in shape for leaf in leaves(dim))
+        kept = {}
+        for leaf in (leaf for leaf in found if not is_frozen(leaf)):
+            kept[leaf] = torch.rand(leaf.size, generator=generator) < 0.6
+            kept[leaf][torch.randint(leaf.size, (), generator=generator)] = True
+        return kept
+
+    return choose
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from slimdown.capture import analyze, capture
-from slimdown.capture.dims import is_frozen, is_same, leaves
+from slimdown.capture.dims import is_frozen, is_same, leaves, mask
 
 
-class Cumulative(nn.Module):
+class Inverted(nn.Module):
     """Two convolutions with an operator between them that the op table does not know."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Cumulative(nn.Module):
         self.c = nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
-        return self.c(torch.relu(self.b(self.a(x).cumsum(1))))
+        return self.c(torch.relu(self.b(torch.linalg.inv(self.a(x)))))
 
 
 class BySize(nn.Module):
@@ -60,14 +60,64 @@ def test_costs_at_full_and_at_other_widths(analysis, tiny_net):
 
 
 def test_an_unknown_operator_freezes_what_it_touches_and_is_counted():
-    analysis = analyze(capture(Cumulative(), torch.zeros(1, 3, 4, 4)))
+    analysis = analyze(capture(Inverted(), torch.zeros(1, 3, 4, 4)))
     assert is_frozen(analysis.tensors["a.weight"][0])
     assert is_frozen(analysis.tensors["b.weight"][1])
     assert not is_frozen(analysis.tensors["b.weight"][0])
     shares = analysis.frozen_shares()
     total = 8 * 3 + 8 + 8 * 8 + 8 + 4 * 8 + 4
-    assert shares["aten::cumsum"] == pytest.approx((8 * 3 + 8 + 8 * 8) / total)
+    assert shares["aten::linalg_inv"] == pytest.approx((8 * 3 + 8 + 8 * 8) / total)
     assert shares["output"] == pytest.approx((4 * 8 + 4) / total)
+
+
+def test_a_frozen_part_of_a_concatenation_counts_as_that_part():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(9, 4, 1, bias=False)
+
+        def forward(self, x):
+            return self.b(torch.cat([x, self.a(x)], 1))
+
+    analysis = analyze(capture(Joined(), torch.zeros(1, 3, 4, 4)))
+    total = 6 * 3 + 4 * 9
+    expected = {"input": (6 * 3 + 4 * 3) / total, "output": 4 * 9 / total}
+    assert analysis.frozen_shares() == pytest.approx(expected)
+
+
+def test_what_is_behind_a_frozen_dim_counts_too():
+    class Chained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8, bias=False), nn.Linear(8, 8, bias=False)
+            self.c = nn.Linear(8, 2, bias=False)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.c(x + self.b(x).cumsum(1))
+
+    analysis = analyze(capture(Chained(), torch.zeros(1, 4)))
+    total = 4 * 8 + 8 * 8 + 2 * 8
+    assert analysis.frozen_shares()["cumsum"] == 1.0
+    assert analysis.frozen_shares()["input"] == pytest.approx(4 * 8 / total)
+
+
+def test_the_choice_for_another_batch_size():
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.a(x).view(-1, 2)  # three heads in the batch
+            return self.b(torch.relu(x).view(-1, 6))
+
+    analysis = analyze(capture(Folded(), torch.zeros(1, 4)))
+    view = next(n for n in analysis.shapes if n.target is torch.ops.aten.view.default)
+    heads = next(leaf for leaf in leaves(analysis.shapes[view][0]) if leaf.size == 3)
+    kept = {heads: torch.tensor([True, False, True])}
+    there = mask(analysis.shapes[view][0], analysis.at_batch_size(kept, 2))
+    assert there.tolist() == [True, False, True] * 2
 
 
 def test_sizes_that_depend_on_values_are_left_alone():
@@ -95,7 +145,7 @@ def test_the_batch_is_no_channel(analysis):
     assert all(leaf.reason != "batch" for leaf in analysis.channels)
 
 
-def test_a_part_under_autocast_is_left_whole():
+def test_a_part_without_autocast_is_looked_into():
     class Guarded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,5 +158,23 @@ def test_a_part_under_autocast_is_left_whole():
             return self.c(torch.relu(self.b(x)))
 
     analysis = analyze(capture(Guarded(), torch.zeros(1, 8)))
+    assert {leaf.reason for leaf in leaves(analysis.tensors["a.weight"][0])} == {"cumsum"}
+    assert not is_frozen(analysis.tensors["b.weight"][0])
+
+
+def test_a_part_under_autocast_is_left_whole():
+    class Lower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = torch.relu(x @ x.T) @ x
+            return self.c(torch.relu(self.b(x.float())))
+
+    analysis = analyze(capture(Lower(), torch.zeros(1, 8)))
     assert is_frozen(analysis.tensors["a.weight"][0])
     assert not is_frozen(analysis.tensors["b.weight"][0])
+    assert "wrap_with_autocast" in analysis.frozen_shares()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import builtins
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from slimdown.capture import capture, has_dynamic_batch
 from slimdown.errors import CannotCapture
@@ -132,3 +135,61 @@ def test_a_failure_prints_nothing(capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "aten" not in err
+
+
+class Length(nn.Module):
+    def forward(self, x):
+        return x.reshape(len(x), -1)
+
+
+def test_len_of_a_tensor_leaves_the_batch_free():
+    graph = capture(Wrapped(Length()), torch.zeros(1, 3, 4, 4))
+    assert has_dynamic_batch(graph)
+    assert graph(torch.zeros(5, 3, 4, 4)).shape == (5, 64)
+    assert len is builtins.len
+    assert type(len).__name__ == "builtin_function_or_method"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_any_precision_is_captured_in_its_own(tiny_net, dtype):
+    model = tiny_net.to(dtype)
+    graph = capture(model, torch.zeros(1, 3, 16, 16))
+    x = torch.randn(2, 3, 16, 16, dtype=dtype)
+    assert torch.equal(graph(x), model(x))
+
+
+def test_a_model_on_the_meta_device_is_captured(tiny_net):
+    graph = capture(tiny_net.to("meta"), torch.zeros(1, 3, 16, 16))
+    assert {parameter.device.type for parameter in graph.parameters()} == {"meta"}
+
+
+def test_hooks_and_parametrizations_are_part_of_the_graph(tiny_net):
+    parametrizations.weight_norm(tiny_net.conv1)
+    tiny_net.stem.register_forward_hook(lambda module, args, output: 2 * output)
+    tiny_net.conv2.register_full_backward_hook(lambda module, gradients, outer: None)
+    graph = capture(tiny_net, torch.zeros(1, 3, 16, 16))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(graph(x), tiny_net(x))
+    assert graph.state_dict().keys() == tiny_net.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "advice"),
+    [
+        (nn.DataParallel, r"give its \.module"),
+        (torch.compile, r"give its \._orig_mod"),
+        (lambda model: torch.jit.trace(model, torch.zeros(1, 3, 16, 16)), "that it was made from"),
+    ],
+)
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+def test_wrapped_models_are_refused_with_advice(tiny_net, wrap, advice):
+    with pytest.raises(CannotCapture, match=advice):
+        capture(wrap(tiny_net), torch.zeros(1, 3, 16, 16))
+
+
+def test_a_model_that_cannot_be_copied_says_so(tiny_net):
+    tiny_net.conv1.computed = tiny_net.conv1.weight * 2
+    with pytest.raises(CannotCapture, match=r"cannot be copied.*parametrizations\.weight_norm"):
+        capture(tiny_net, torch.zeros(1, 3, 16, 16))

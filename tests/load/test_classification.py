@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,11 @@ def test_without_training_images_it_scores_but_does_not_train(
 def test_refuses_outputs_that_are_no_logits(outputs: Any) -> None:
     with pytest.raises(BadInput, match=r"one tensor of logits, \(N, num_classes\), got"):
         as_logits(outputs)
+
+
+def test_takes_the_logits_out_of_a_structured_output() -> None:
+    logits = torch.randn(2, 3)
+    assert as_logits(SimpleNamespace(logits=logits)) is logits
+    assert as_logits(logits) is logits
+    with pytest.raises(BadInput, match=r"got \(2, 3, 4\)"):
+        as_logits(SimpleNamespace(logits=torch.randn(2, 3, 4)))

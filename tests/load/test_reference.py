@@ -35,3 +35,18 @@ def test_tells_which_references_run_user_code() -> None:
     assert not runs_user_code("torchvision:resnet50")
     assert not runs_user_code("timm:resnet50")
     assert not runs_user_code("slimdown.load.digits_net:digits_net")
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("transformers:vit", "vit"),
+        ("transformers:google/vit-base-patch16-224", "google/vit-base-patch16-224"),
+        ("transformers:C:/models/vit", "C:/models/vit"),
+        ("ultralytics:yolo11n.yaml", "yolo11n.yaml"),
+    ],
+)
+def test_names_of_libraries_may_be_paths(reference: str, name: str) -> None:
+    library = reference.partition(":")[0]
+    assert parse_reference(reference) == (library, library, name)
+    assert not runs_user_code(reference)

@@ -26,7 +26,8 @@ from slimdown.capture.call import (
     operator_name,
     sizes_of,
 )
-from slimdown.capture.dims import Dim, Var, freeze_, is_frozen, kept_size, leaves
+from slimdown.capture.dims import Dim, Kept, Var, freeze_, is_frozen, kept_size, leaves
+from slimdown.capture.numbers import find_shared_numbers
 from slimdown.capture.ops import find_rule
 
 NO_CHANNELS = frozenset({BATCH, SPATIAL, KERNEL})
@@ -84,16 +85,33 @@ class Analysis:
             for name, parameter in self.parameters.items()
         )
 
+    def at_batch_size(self, kept: Kept, batch_size: int) -> Kept:
+        """The same choice for tensors of another batch size than that of the captured example.
+
+        The dim of windows or heads that are folded into the batch is as long as the batch is.
+        """
+        shapes = chain(self.shapes.values(), self.tensors.values())
+        batch = {leaf for shape in shapes for dim in shape for leaf in leaves(dim)}
+        return {
+            **kept,
+            **{
+                leaf: torch.ones(leaf.size // self.batch_size * batch_size, dtype=torch.bool)
+                for leaf in batch
+                if leaf.reason == BATCH and leaf.size % self.batch_size == 0
+            },
+        }
+
     def frozen_shares(self) -> dict[str, float]:
-        """For each reason, the share of the parameters in tensors with an axis it has frozen."""
+        """For each reason, the share of the parameters in channels that it keeps.
+
+        Those of a tensor count along the axis that the reason freezes most of. A parameter counts
+        for each of several reasons, and may still be removed along another axis.
+        """
         total = sum(parameter.numel() for parameter in self.parameters.values())
         shares: dict[str, float] = {}
         for name, parameter in self.parameters.items():
-            dims = self.tensors.get(name, ())
-            whole = (dim for dim in dims if dim.size > 1 and is_frozen(dim))
-            reasons = {leaf.reason or "" for dim in whole for leaf in leaves(dim)}
-            for reason in reasons - NO_CHANNELS - {""}:
-                shares[reason] = shares.get(reason, 0.0) + parameter.numel() / total
+            for reason, fraction in _frozen_fractions(self.tensors.get(name, ())).items():
+                shares[reason] = shares.get(reason, 0.0) + fraction * parameter.numel() / total
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
@@ -113,7 +131,7 @@ def analyze(graph_module: GraphModule) -> Analysis:
         edits=tuple(walk.edits),
         costs=tuple(walk.costs),
         layers=tuple(walk.layers),
-        ties=tuple(walk.ties),
+        ties=(*walk.ties, *find_shared_numbers(walk.shapes)),
         spared=tuple(walk.spared),
         mixing=frozenset(walk.mixing),
         batch_size=walk.batch_size,
@@ -146,6 +164,8 @@ class _Walk:
             self._freeze_inputs(node, "output")
         elif node.target is operator.getitem:
             self._visit_item(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            self._visit_size(node)
         elif isinstance(node.target, torch._ops.OpOverload):
             self._visit_call(node)
         else:  # arithmetic on sizes that depend on the batch, or a call of Python
@@ -175,6 +195,13 @@ class _Walk:
             self.shapes[node] = self.several[source][position]
         else:
             self._set_frozen(node, "getitem")
+
+    def _visit_size(self, node: Node) -> None:
+        """A size that the graph computes with; one that it does not know is that of the batch."""
+        source, axis = node.args
+        shape = self.shapes.get(source, ()) if isinstance(source, Node) else ()
+        if shape and isinstance(axis, int):
+            freeze_(shape[axis], BATCH)
 
     def _visit_call(self, node: Node) -> None:
         rule = find_rule(node)
@@ -238,6 +265,19 @@ def find_tensor(graph_module: GraphModule, name: str) -> Tensor:
 
 def _frozen(tensor: Tensor, reason: str) -> Shape:
     return tuple(Var(size, reason) for size in sizes_of(tensor))
+
+
+def _frozen_fractions(shape: Shape) -> dict[str, float]:
+    """For each reason, how much can never go of the axis that it freezes most of."""
+    fractions: dict[str, float] = {}
+    for dim in (dim for dim in shape if dim.size > 1):
+        free = {leaf: 0 for leaf in leaves(dim) if not is_frozen(leaf)}
+        for reason in {leaf.reason for leaf in leaves(dim) if leaf.reason} - NO_CHANNELS:
+            own = {leaf: 0 for leaf in leaves(dim) if leaf.reason == reason}
+            frozen = kept_size(dim, free) - kept_size(dim, {**free, **own})
+            if frozen:
+                fractions[reason] = max(fractions.get(reason, 0.0), frozen / dim.size)
+    return fractions
 
 
 def _volume(dims: Shape, widths: Mapping[Var, int]) -> int:

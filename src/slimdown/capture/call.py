@@ -99,6 +99,12 @@ class Call:
         """An axis argument, counted from the front."""
         return self.integer(name) % ndim
 
+    def axes(self, ndim: int) -> set[int]:
+        """The axes that `dim` or `dims` lists, counted from the front; all where it lists none."""
+        name = next((name for name in ("dim", "dims") if name in self._arguments), None)
+        given = [] if name is None or self._arguments[name] is None else self.integers(name)
+        return {axis % ndim for axis in given} or set(range(ndim))
+
     def shape(self, name: str) -> Shape:
         """The dims of a tensor argument."""
         shape = self.optional_shape(name)
@@ -108,8 +114,28 @@ class Call:
 
     def optional_shape(self, name: str) -> Shape | None:
         """The dims of a tensor argument; None where it was not given."""
-        value = self._arguments.get(name)
+        return self.shape_of(self._arguments.get(name))
+
+    def shape_of(self, value: object) -> Shape | None:
+        """The dims of a tensor in a list of arguments; None for anything else."""
         return self._shapes.get(value) if isinstance(value, Node) else None
+
+    def operands(self) -> tuple[Shape, Shape]:
+        """The dims of the first two arguments, which are tensors."""
+        a, b = list(self._arguments)[:2]
+        return self.shape(a), self.shape(b)
+
+    def is_parameter(self, value: object) -> bool:
+        """Whether an argument, or that of this name, is a tensor of the state, maybe reshaped."""
+        node = self.argument(value) if isinstance(value, str) else value
+        while isinstance(node, Node) and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return isinstance(node, Node) and node.op == "get_attr"
+
+    def is_boolean(self, value: object) -> bool:
+        """Whether an argument is a tensor of truth values."""
+        tensor = value.meta.get("val") if isinstance(value, Node) else None
+        return isinstance(tensor, Tensor) and tensor.dtype == torch.bool
 
     def list_of_shapes(self, name: str) -> list[Shape]:
         """The dims of an argument that is a list of tensors."""
@@ -123,6 +149,10 @@ class Call:
         return [self._shapes[node] for node in self.node.all_input_nodes if node in self._shapes]
 
     # ------------------------------------------------------------------------- the node's output
+
+    @property
+    def has_several_outputs(self) -> bool:
+        return isinstance(self.node.meta.get("val"), list | tuple)
 
     def output_sizes(self) -> list[int]:
         """The sizes of the only output."""
@@ -183,9 +213,9 @@ class Call:
         """Tell that the call does as many multiply-accumulates as the product of these dims."""
         self.costs.append(dims)
 
-    def layer(self, weight: str, output: Dim) -> None:
-        """Tell that the tensor argument `weight` makes the channels `output`."""
-        source = _source(self.argument(weight))
+    def layer(self, weight: object, output: Dim) -> None:
+        """Tell that `weight`, an argument or the name of one, makes the channels `output`."""
+        source = _source(self.argument(weight) if isinstance(weight, str) else weight)
         if source is not None:
             module, _, tensor = source.rpartition(".")
             self.layers.append(Layer(name=module or tensor, weight=source, output=output))

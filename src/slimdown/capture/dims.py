@@ -149,14 +149,26 @@ def paired_leaves(a: Dim, b: Dim) -> Iterator[tuple[Var, Var]]:
 def is_same(a: Dim, b: Dim) -> bool:
     """Whether two dims keep the same channels whatever is kept of their leaves."""
     a, b = resolve(a), resolve(b)
-    if a is b:
+    if _is_identical(a, b):
         return True
-    if a.size != b.size or (isinstance(a, Var) and isinstance(b, Var)):
+    if a.size != b.size or isinstance(a, Var) or isinstance(b, Var):
+        # In normal form, the leaves of any other term are smaller than the term.
         return a.size == b.size and is_frozen(a) and is_frozen(b)
     ours, theirs = _needs(a), _needs(b)
     return ours.keys() == theirs.keys() and all(
         np.array_equal(needed, theirs[leaf]) for leaf, needed in ours.items()
     )
+
+
+def _is_identical(a: Dim, b: Dim) -> bool:
+    """Whether two dims in normal form are the same term."""
+    if isinstance(a, Prod) and isinstance(b, Prod):
+        ours, theirs = a.factors, b.factors
+    elif isinstance(a, Cat) and isinstance(b, Cat):
+        ours, theirs = a.parts, b.parts
+    else:
+        return a is b
+    return len(ours) == len(theirs) and all(map(_is_identical, ours, theirs))
 
 
 def _needs(dim: Dim) -> dict[Var, npt.NDArray[np.int64]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from slimdown.capture.detectors import traceable
+from slimdown.capture.inline import inline_regions_
 from slimdown.core import batch_device
 from slimdown.errors import CannotCapture
 
@@ -28,24 +32,27 @@ are. It costs nothing: tracing computes shapes only.
 def capture(model: nn.Module, example_input: Tensor) -> GraphModule:
     """Capture `model` in eval mode as a graph module that shares no tensor with it.
 
-    `example_input` (1, C, H, W). The batch size of the graph is dynamic wherever the model allows
-    it, and that of the example otherwise. Its state has the names of the model's; its nodes carry
-    `val` (shapes) and `nn_module_stack` (the modules they come from) in their `meta`. It can be
-    trained; its batch norms and dropouts are in eval mode until `distill.mode` switches them.
-    Raises CannotCapture.
+    `example_input` (1, C, H, W), taken to the device and precision of the model's weights. The
+    batch size of the graph is dynamic wherever the model allows it, and that of the example
+    otherwise. Its state has the names of the model's; its nodes carry `val` (shapes) and
+    `nn_module_stack` (the modules they come from) in their `meta`. It can be trained; its batch
+    norms and dropouts are in eval mode until `distill.mode` switches them. Of a detector, what is
+    before its post-processing: see `detectors`. Raises CannotCapture.
     """
-    model = copy.deepcopy(model).eval()
-    example = example_input.to(batch_device(model))
-    batch = example.new_empty(BATCH_HINT, *example.shape[1:])  # never read, so never filled
+    _refuse_wrapped(model)
+    source = traceable(model)
+    example = _like_weights(example_input, source)
     try:
-        program = _export(model, batch, ({0: torch.export.Dim.DYNAMIC},))
+        program = _export_any_batch(source, example)
     except Exception:  # torch.export raises many kinds; the static attempt names the true reason
+        own = _own(source)
         try:
-            program = _export(model, example, None)
+            program = _export(own, example, None)
         except Exception as error:
-            raise CannotCapture(_explain(model, example, error)) from error
+            raise CannotCapture(_explain(own, example, error)) from error
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
+    inline_regions_(graph_module)
     _drop_guards_(graph_module)
     _allow_training_(graph_module)
     return graph_module
@@ -64,6 +71,65 @@ def require_dynamic_batch(graph_module: GraphModule) -> None:
             "the model's graph is fixed to one batch size: somewhere its forward has a number "
             "where the batch size belongs; write x.flatten(1), say, for x.view(1, -1)"
         )
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    wrapped = "the model is wrapped {}: give {} instead, and wrap what comes of it"
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise CannotCapture(wrapped.format(f"in {type(model).__name__}", "its .module"))
+    if hasattr(model, "_orig_mod"):
+        raise CannotCapture(wrapped.format("by torch.compile", "its ._orig_mod"))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CannotCapture("the model is TorchScript: give the module that it was made from")
+
+
+def _like_weights(example: Tensor, model: nn.Module) -> Tensor:
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(weights, example.dtype) if example.is_floating_point() else example.dtype
+    return example.to(batch_device(model), dtype)
+
+
+def _own(model: nn.Module) -> nn.Module:
+    # One for each attempt: a forward may keep what it is traced with, such as cached anchors.
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:  # a tensor with a history, a lock, a file
+        raise CannotCapture(
+            f"the model cannot be copied: {_first_line(error)}. A tensor that was computed from "
+            "parameters is usually to blame: for torch.nn.utils.weight_norm, say, take "
+            "torch.nn.utils.parametrizations.weight_norm"
+        ) from error
+
+
+def _export_any_batch(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    from torch._dynamo.exc import UserError  # heavy, and torch.export needs it anyway
+
+    batch = example.new_empty(BATCH_HINT, *example.shape[1:])  # never read, so never filled
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        return _export(_own(model), batch, dynamic)
+    except UserError:  # the batch size was made a number, most often by len(x)
+        with _symbolic_len():
+            return _export(_own(model), batch, dynamic)
+
+
+@contextmanager
+def _symbolic_len() -> Iterator[None]:
+    """Let `len(x)` of a tensor depend on the batch size, which Python's own cannot.
+
+    `builtins.len` gives way for as long as a model is traced: its code may be anywhere. For all
+    other callers the two are the same.
+    """
+    ordinary = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else ordinary(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = ordinary
 
 
 def _export(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from slimdown.core import Task
+from slimdown.core import Task, logits_of
 from slimdown.errors import BadInput
 from slimdown.load.classification import ClassificationTask, as_logits, judging
 
@@ -21,7 +21,8 @@ def check_model(model: nn.Module, task: Task) -> None:
                 f"{type(error).__name__}: {error}. Check data.preprocess (size, channels) "
                 "against what the model was trained with"
             ) from error
-    if isinstance(outputs, Tensor) and not outputs.isfinite().all():
+    logits = logits_of(outputs)
+    if isinstance(logits, Tensor) and not logits.isfinite().all():
         raise BadInput("the model's output for an image of the data holds NaN or infinity")
     if isinstance(task, ClassificationTask):
         _check_classes(as_logits(outputs), task)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimdown.core import Batch, Batches, Predict, Preprocess, Score, batch_device
+from slimdown.core import Batch, Batches, Predict, Preprocess, Score, batch_device, logits_of
 from slimdown.errors import BadInput
 from slimdown.load.batches import ImageBatches, Samples, in_order, shuffled
 
@@ -109,13 +109,14 @@ def score_top1(predict: Predict, batches: Iterable[Batch]) -> Score:
 
 
 def as_logits(outputs: Any) -> Tensor:
-    """Check that outputs are logits, (N, K)."""
-    if isinstance(outputs, Tensor) and outputs.ndim == 2:
-        return outputs
-    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    """The logits among a classifier's outputs, checked to be (N, K)."""
+    logits = logits_of(outputs)
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     raise BadInput(
-        f"a classifier's output must be one tensor of logits, (N, num_classes), got {found}; "
-        "wrap the model so that it returns only those"
+        "a classifier's output, or its field .logits, must be one tensor of logits, "
+        f"(N, num_classes), got {found}; wrap the model so that it returns only those"
     )
 
 

@@ -1,4 +1,4 @@
-"""Model references -> modules: torchvision's and timm's by name, the user's own by factory."""
+"""Model references -> modules: a library's by name, the user's own by factory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +16,13 @@ from typing import Any
 from torch import nn
 
 from slimdown.core import Json
-from slimdown.errors import BadInput, MissingExtra, RecipeError, SlimdownError, Unsafe
+from slimdown.errors import BadInput, RecipeError, SlimdownError
+from slimdown.load.libraries import (
+    make_timm,
+    make_torchvision,
+    make_transformers,
+    make_ultralytics,
+)
 from slimdown.load.reference import Reference, parse_reference
 from slimdown.load.source import ModelSource
 from slimdown.load.suggest import did_you_mean
@@ -30,7 +34,7 @@ def load_model(source: ModelSource) -> nn.Module:
 
     Runs the user's code where `runs_user_code(source.reference)`. Raises RecipeError for a name or
     an option that does not exist, BadInput for a model or weights that cannot be used, Unsafe for
-    weights that are more than tensors, MissingExtra without timm.
+    weights that are more than tensors, MissingExtra without the library.
     """
     reference = parse_reference(source.reference)
     model = MAKERS[reference.origin](reference, source.options)
@@ -42,77 +46,6 @@ def load_model(source: ModelSource) -> nn.Module:
     if source.weights is not None:
         load_weights_(model, source.weights)
     return model.eval()
-
-
-# ------------------------------------------------------------------------------ model libraries
-
-
-def _make_torchvision(reference: Reference, options: Json) -> Any:
-    import torchvision
-
-    known = torchvision.models.list_models()
-    if reference.name not in known:
-        raise RecipeError(
-            f"torchvision has no model {reference.name!r}{did_you_mean(reference.name, known)}"
-        )
-    builder = torchvision.models.get_model_builder(reference.name)
-    options = dict(options)
-    pretrained = options.pop("pretrained", False)
-    options.setdefault("weights", "DEFAULT" if pretrained else None)
-    if not pretrained and "weights_backbone" in inspect.signature(builder).parameters:
-        options.setdefault("weights_backbone", None)  # else torchvision fetches them unasked
-    with _library_errors(reference, fetches=options["weights"] is not None):
-        return torchvision.models.get_model(reference.name, **options)
-
-
-def _make_timm(reference: Reference, options: Json) -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingExtra("timm", "timm") from error
-    if not timm.is_model(reference.name):
-        close = did_you_mean(reference.name, timm.list_models())
-        raise RecipeError(f"timm has no model {reference.name!r}{close}")
-    with _library_errors(reference, fetches=bool(options.get("pretrained"))):
-        return timm.create_model(reference.name, **options)
-
-
-@contextmanager
-def _library_errors(reference: Reference, *, fetches: bool) -> Iterator[None]:
-    """Say plainly which option is wrong, or that the official weights cannot be had."""
-    try:
-        with _tensors_only():
-            yield
-    except pickle.UnpicklingError as error:
-        raise Unsafe(
-            f"refused the official weights of {reference}: they hold more than tensors"
-        ) from error
-    except (TypeError, ValueError, KeyError) as error:
-        raise RecipeError(f"model.options do not suit {reference}: {error}") from error
-    except Exception as error:  # every client has its own ways to say "no connection"
-        if not fetches:
-            raise BadInput(
-                f"{reference} cannot be made: {type(error).__name__}: {error}"
-            ) from error
-        raise BadInput(
-            f"cannot get the official weights of {reference}: {error}. Connect this machine, or "
-            "fetch them elsewhere and give the file as model.weights"
-        ) from error
-
-
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    # torchvision unpickles what it fetches; torch's own switch makes every torch.load weights_only.
-    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
 
 
 # --------------------------------------------------------------------------- the user's own code
@@ -215,8 +148,10 @@ def _importable_from(folder: Path) -> Iterator[None]:
 
 
 MAKERS: dict[str, Callable[[Reference, Json], Any]] = {
-    "torchvision": _make_torchvision,
-    "timm": _make_timm,
+    "torchvision": make_torchvision,
+    "timm": make_timm,
+    "transformers": make_transformers,
+    "ultralytics": make_ultralytics,
     "module": _make_users,
     "file": _make_users,
 }

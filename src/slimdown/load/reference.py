@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from slimdown.errors import RecipeError
 
-FORMS = "torchvision:resnet50, timm:resnet50, package.module:factory or path/to/file.py:factory"
+FORMS = (
+    "torchvision:resnet50, timm:resnet50, transformers:vit, ultralytics:yolo11n.yaml, "
+    "package.module:factory or path/to/file.py:factory"
+)
+Library: TypeAlias = Literal["torchvision", "timm", "transformers", "ultralytics"]
 
 
 class Reference(NamedTuple):
     """A model reference, taken apart: `place` is the library, module or file."""
 
-    origin: Literal["torchvision", "timm", "module", "file"]
+    origin: Library | Literal["module", "file"]
     place: str
     name: str
 
@@ -21,13 +25,13 @@ class Reference(NamedTuple):
 
 
 def parse_reference(reference: str) -> Reference:
-    """Take a reference apart at its last colon. Raises RecipeError for any other form."""
+    """Take a reference apart at its colon. Raises RecipeError for any other form."""
+    library, _, model = reference.partition(":")
+    for known in get_args(Library):
+        if library == known and model:
+            return Reference(known, library, model)
     place, _, name = reference.rpartition(":")
-    if place and name:
-        if place == "torchvision":
-            return Reference("torchvision", place, name)
-        if place == "timm":
-            return Reference("timm", place, name)
+    if place and name and place not in get_args(Library):
         if place.endswith(".py"):
             return Reference("file", place, name)
         if all(part.isidentifier() for part in place.split(".")):

@@ -23,14 +23,17 @@ class ModelSource:
     """Where the trained model comes from."""
 
     reference: str
-    """`torchvision:NAME` or `timm:NAME`, or a function or class of the user's that makes the
-    model: `package.module:factory` or `path/to/file.py:factory`. The last two EXECUTE that module
-    or file."""
+    """A model of a library: `torchvision:NAME`, `timm:NAME`, `ultralytics:NAME.yaml` (a
+    configuration that comes with it), or `transformers:NAME`, where NAME is OWNER/NAME on the hub,
+    the folder of a checkpoint (safetensors only), or a model type such as `vit`, which is made with
+    random weights. Or a function or class of the user's that makes the model:
+    `package.module:factory` or `path/to/file.py:factory`. These two EXECUTE that module or file."""
     weights: Path | None = None
     """A .safetensors file, or a torch file (.pt, .pth, …) that holds tensors only."""
     options: Json = field(default_factory=dict)
-    """Arguments for what makes the model, such as `num_classes`. `pretrained: true` asks
-    torchvision or timm for their own weights, which they fetch unless they have them."""
+    """Arguments for what makes the model, such as `num_classes` (`num_labels` of transformers, `nc`
+    of ultralytics). `pretrained: true` asks torchvision or timm for their own weights, which they
+    fetch unless they have them."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

@@ -25,6 +25,8 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "timm",
+    "transformers",
+    "ultralytics",
 )
 """The packages whose version can change a figure; named None where they are not installed."""
 

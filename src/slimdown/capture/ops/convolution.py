@@ -29,6 +29,11 @@ def transposed_convolution(call: Call) -> Shape:
     return _output(call, x, channels=product(groups, weight[1]))
 
 
+def any_convolution(call: Call) -> Shape:
+    """`aten::convolution`, to which the others decompose."""
+    return (transposed_convolution if call.argument("transposed") else convolution)(call)
+
+
 def _operands(call: Call) -> tuple[Shape, Shape, Var]:
     x, weight, groups = call.shape("input"), call.shape("weight"), Var(call.integer("groups"))
     if len(x) != len(weight):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from slimdown.capture.call import Call, Shape, Unsupported
-from slimdown.capture.dims import Dim, Var, concat, freeze_, is_frozen, leaves, unify_
+from slimdown.capture.call import Call, Shape
+from slimdown.capture.dims import Dim, Var, concat, freeze_, is_frozen, leaves, product, unify_
 
 
 def cat(call: Call) -> Shape:
@@ -65,44 +65,59 @@ def select(call: Call) -> Shape:
 
 
 def slice_(call: Call) -> Shape:
-    """A run of channels along one axis; with a step, the axis keeps its numbering."""
+    """A run of channels along one axis, or every n-th of them."""
     x = call.shape("self")
     axis = call.axis("dim", len(x))
     whole, length = x[axis], call.output_sizes()[axis]
     if length == whole.size:
         return x
-    if call.integer("step") != 1:
-        freeze_(whole, "slice with a step")
-        return _with(x, axis, Var(length, "slice with a step"))
     start = 0 if call.argument("start") is None else call.integer("start")
     start = max(start + whole.size, 0) if start < 0 else start
-    before, middle, after = Var(start), Var(length), Var(whole.size - start - length)
-    unify_(whole, concat(before, middle, after))
+    if (step := call.integer("step")) != 1:
+        return _every_nth(call, x, axis, start=start, step=step)
+    before, middle, _ = _run(whole, start, length)
     call.edit("start", lambda size: size(before))
     call.edit("end", lambda size: size(before) + size(middle))
     return _with(x, axis, middle)
 
 
-def index(call: Call) -> Shape:
-    """Look up along one axis (a table of position biases), which keeps its numbering."""
+def narrow(call: Call) -> Shape:
+    """A run of channels along one axis, told by its start and length."""
     x = call.shape("self")
-    indices = call.argument("indices")
-    indexed = [axis for axis, each in enumerate(indices) if each is not None]
-    if len(indexed) != 1:
-        raise Unsupported
-    axis = indexed[0]
-    freeze_(x[axis], "index")
-    num_new = len(call.output_sizes()) - len(x) + 1
-    looked_up = call.output_sizes()[axis : axis + num_new]
-    return (*x[:axis], *(Var(size, "index") for size in looked_up), *x[axis + 1 :])
+    axis = call.axis("dim", len(x))
+    start = call.integer("start") % x[axis].size
+    before, middle, _ = _run(x[axis], start, call.output_sizes()[axis])
+    call.edit("start", lambda size: size(before))
+    call.edit("length", lambda size: size(middle))
+    return _with(x, axis, middle)
 
 
-def roll(call: Call) -> Shape:
-    """Rotate along some axes, which keep their numbering."""
+def _run(whole: Dim, start: int, length: int) -> tuple[Dim, Dim, Dim]:
+    """What lies before a run of channels, the run itself, and what lies after it."""
+    before, middle, after = Var(start), Var(length), Var(whole.size - start - length)
+    unify_(whole, concat(before, middle, after))
+    return before, middle, after
+
+
+def _every_nth(call: Call, x: Shape, axis: int, *, start: int, step: int) -> Shape:
+    """Every `step`-th channel, as of pairs: `step` neighbors stay or go together."""
+    whole, length = x[axis], call.output_sizes()[axis]
+    if step < 1 or whole.size % step or start >= step or length != whole.size // step:
+        freeze_(whole, "slice with a step")
+        return _with(x, axis, Var(length, "slice with a step"))
+    outer = Var(length)
+    unify_(whole, product(outer, Var(step, "slice with a step")))
+    call.edit("end", lambda size: size(outer) * step)
+    return _with(x, axis, outer)
+
+
+def glu(call: Call) -> Shape:
+    """One half of the channels times the sigmoid of the other half: both keep the same."""
     x = call.shape("self")
-    for axis in call.integers("dims") or range(len(x)):
-        freeze_(x[axis], "roll")
-    return x
+    axis = call.axis("dim", len(x))
+    half = Var(x[axis].size // 2)
+    unify_(x[axis], concat(half, half))
+    return _with(x, axis, half)
 
 
 def pad(call: Call) -> Shape:

@@ -7,12 +7,19 @@ from slimdown.capture.dims import Var, product, unify_
 
 
 def per_channel(call: Call) -> Shape:
-    """Batch and instance norm: (N, C, …), every channel by itself."""
+    """Batch and instance norm: (N, C, …), every channel by itself.
+
+    Where the statistics are those of `x` itself, removing from the dims that they are taken over
+    changes them: weights standardized in the forward are (1, K, C·kH·kW).
+    """
     x = call.shape("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
         statistic = call.optional_shape(name)
         if statistic is not None:
             unify_(statistic[0], x[1])
+    if call.argument("training" if "training" in call.names else "use_input_stats"):
+        call.spare(*x[2:])
+        call.mix()
     return x
 
 

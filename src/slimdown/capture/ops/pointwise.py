@@ -8,25 +8,60 @@ from slimdown.capture.call import Call, Shape, Unsupported
 from slimdown.capture.dims import Dim, Var, unify_
 
 UNTAGGED = (
+    "__and__",
+    "__or__",
+    "absolute",
     "alias",
+    "alpha_dropout",
+    "arctan2",
+    "bernoulli",
     "clone",
+    "complex",
+    "conj",
     "contiguous",
     "copy",
+    "copysign",
+    "data",
     "detach",
+    "divide",
     "dropout",
     "empty_like",
+    "feature_alpha_dropout",
     "feature_dropout",
     "fill",
+    "fix",
+    "floor_divide",
+    "fmod",
     "full_like",
+    "greater",
+    "greater_equal",
     "hardswish",
+    "imag",
+    "isclose",
+    "isfinite",
+    "isinf",
+    "ldexp",
+    "less",
+    "less_equal",
     "lift_fresh_copy",
     "log_sigmoid",
+    "logical_or",
     "masked_fill",
+    "multiply",
+    "negative",
+    "not_equal",
     "ones_like",
+    "polar",
+    "rand_like",
+    "randn_like",
+    "real",
+    "resolve_conj",
+    "resolve_neg",
     "rsub",
-    "to",
-    "_to_copy",
-    "type_as",
+    "special_erf",
+    "special_expit",
+    "subtract",
+    "true_divide",
     "where",
     "zero",
     "zeros_like",
@@ -57,6 +92,17 @@ def _unify_all_(dims: list[Dim]) -> Dim:
     for dim in wide[1:]:
         unify_(wide[0], dim)
     return wide[0] if wide else Var(1)
+
+
+def like_self(call: Call) -> Shape:
+    """Conversions; the other tensor, if there is one, only tells the type."""
+    return call.shape("self")
+
+
+def broadcast_tensors(call: Call) -> list[Shape]:
+    """Several tensors, each expanded to the shape of all."""
+    shapes = call.list_of_shapes("tensors")
+    return [broadcast(shapes)] * len(shapes)
 
 
 def prelu(call: Call) -> Shape:

@@ -5,6 +5,38 @@ from __future__ import annotations
 from slimdown.capture.call import SPATIAL, Call, Shape
 from slimdown.capture.dims import Var, freeze_
 
+NAMES = (
+    "max_pool1d",
+    "avg_pool1d",
+    "adaptive_avg_pool1d",
+    "adaptive_max_pool1d",
+    "max_pool1d_with_indices",
+    "upsample_nearest1d",
+    "_upsample_nearest_exact1d",
+    "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "_adaptive_avg_pool2d",
+    "max_pool2d_with_indices",
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "max_pool3d",
+    "avg_pool3d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool3d",
+    "_adaptive_avg_pool3d",
+    "max_pool3d_with_indices",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+)
+
 
 def pooling(call: Call) -> Shape | list[Shape]:
     """(…, H, W) to (…, H', W'); the operator's name tells how many dims are spatial."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from slimdown.capture.call import BATCH, Call, Shape, Unsupported
-from slimdown.capture.dims import Dim, Var, product, unify_
+from slimdown.capture.dims import Dim, Var, freeze_, product, unify_
 
 
 def reshape(call: Call) -> Shape:
     """`view` and `reshape`."""
     output = _regroup(call.shape("self"), call.output_sizes())
     call.edit_sizes("size" if "size" in call.names else "shape", output)
+    return output
+
+
+def reshape_as(call: Call) -> Shape:
+    """`view_as` and `reshape_as`: the sizes are those of another tensor."""
+    output = _regroup(call.shape("self"), call.output_sizes())
+    for dim, other in zip(output, call.shape("other"), strict=True):
+        unify_(dim, other)
     return output
 
 
@@ -51,11 +59,28 @@ def permute(call: Call) -> Shape:
 
 
 def transpose(call: Call) -> Shape:
-    """Swap two dims."""
+    """Swap two dims: `transpose`, `swapdims`, `swapaxes`."""
     x = list(call.shape("self"))
-    a, b = call.axis("dim0", len(x)), call.axis("dim1", len(x))
+    kind = "dim" if "dim0" in call.names else "axis"
+    a, b = call.axis(f"{kind}0", len(x)), call.axis(f"{kind}1", len(x))
     x[a], x[b] = x[b], x[a]
     return tuple(x)
+
+
+def movedim(call: Call) -> Shape:
+    """Move some dims to other places; the others keep their order."""
+    x = call.shape("self")
+    sources = [axis % len(x) for axis in call.integers("source")]
+    places = [axis % len(x) for axis in call.integers("destination")]
+    rest = iter([axis for axis in range(len(x)) if axis not in sources])
+    order = [sources[places.index(n)] if n in places else next(rest) for n in range(len(x))]
+    return tuple(x[axis] for axis in order)
+
+
+def swap_last(call: Call) -> Shape:
+    """`x.mT`."""
+    *outer, rows, columns = call.shape("self")
+    return (*outer, columns, rows)
 
 
 def reverse(call: Call) -> Shape:
@@ -103,10 +128,48 @@ def _expanded(call: Call) -> Shape:
 
 
 def repeat(call: Call) -> Shape:
-    """Tile each dim; every copy keeps the same channels."""
+    """Tile each dim; every copy keeps the same channels, and copies can go as a whole."""
     x, sizes = call.shape("self"), call.output_sizes()
     padded: Shape = (*(Var(1) for _ in sizes[len(x) :]), *x)
-    return tuple(
-        product(Var(size // dim.size, "repeat"), dim) if dim.size else dim
-        for dim, size in zip(padded, sizes, strict=True)
+    argument = "repeats" if "repeats" in call.names else "dims"
+    given = call.argument(argument)  # `tile` may list fewer numbers than there are dims
+    copies = [
+        Var(size // dim.size if dim.size else 1, None if isinstance(number, int) else BATCH)
+        for number, dim, size in zip(
+            [1] * (len(sizes) - len(given)) + list(given), padded, sizes, strict=True
+        )
+    ]
+    call.edit(
+        argument,
+        lambda size: [
+            size(copy) if isinstance(number, int) else number
+            for number, copy in zip(given, copies[len(sizes) - len(given) :], strict=True)
+        ],
     )
+    return tuple(map(product, copies, padded))
+
+
+def repeat_interleave(call: Call) -> Shape:
+    """Repeat each channel of one axis: the copies are neighbors. Those of all can go alike."""
+    x, times = call.shape("self"), call.argument("repeats")
+    if call.argument("dim") is None or not isinstance(times, int):
+        raise Unsupported
+    axis = call.axis("dim", len(x))
+    copies = Var(times)
+    output = product(x[axis], copies)
+    call.edit("repeats", lambda size: size(copies))
+    if call.argument("output_size") is not None:
+        call.edit("output_size", lambda size: size(output))
+    return (*x[:axis], output, *x[axis + 1 :])
+
+
+def view_as_complex(call: Call) -> Shape:
+    """(…, 2) to (…), the pairs being real and imaginary parts."""
+    *outer, pair = call.shape("self")
+    freeze_(pair, call.name)
+    return tuple(outer)
+
+
+def view_as_real(call: Call) -> Shape:
+    """(…) to (…, 2)."""
+    return (*call.shape("self"), Var(2, call.name))
