@@ -10,10 +10,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "slimdown"
 
 ORDER = [
     ["version", "errors"],
-    ["files", "core", "images"],
+    ["files", "core", "images", "zeros"],
     ["load"],
     ["capture"],
     ["prune"],
+    ["sparsify"],
     ["distill"],
     ["quantize"],
     ["targets"],
@@ -22,12 +23,22 @@ ORDER = [
     ["store", "plan"],
     ["verdict"],
     ["recipe"],
+    ["saved"],
     ["bench"],
     ["steps"],
     ["pipeline"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-WITHOUT_DATA = {"capture", "prune", "distill", "quantize", "targets", "measure", "report"}
+WITHOUT_DATA = {
+    "capture",
+    "prune",
+    "sparsify",
+    "distill",
+    "quantize",
+    "targets",
+    "measure",
+    "report",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

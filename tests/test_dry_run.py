@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from slimdown.core import Stage
 from slimdown.distill import Distill
 from slimdown.dry_run import look_ahead, needs_of, render_outlook
 from slimdown.errors import MissingExtra
@@ -14,6 +15,7 @@ from slimdown.load import DataSource, ModelSource
 from slimdown.prune import Prune
 from slimdown.quantize import Quantize
 from slimdown.recipe import Recipe
+from slimdown.sparsify import Sparsify
 from slimdown.targets import TARGETS, find_target
 
 DIGITS = DataSource(kind="digits")
@@ -41,11 +43,20 @@ def test_the_steps_and_their_needs() -> None:
         (Distill(alpha=0), ["training images", "the original as teacher"]),
         (Distill(alpha=0.5), ["training images with labels", "the original as teacher"]),
         (Distill(alpha=1), ["training images with labels"]),
+        (Prune(macs=0.5), ["256 calibration images"]),
+        (Prune(macs=0.5, importance="l2", compensate=False), ["one image"]),
+        (
+            Prune(macs=0.5, importance="l2", compensate=False, depth=0.1, num_images=9),
+            ["9 calibration images"],
+        ),
+        (Prune(macs=0.5, importance="taylor"), ["256 training images with labels"]),
+        (Sparsify(pattern="2:4"), ["64 calibration images"]),
+        (Sparsify(pattern="2:4", method="magnitude"), ["one image"]),
         (Quantize(num_images=32), ["32 calibration images"]),
         (Quantize(precision="float16"), ["one image"]),
     ],
 )
-def test_what_each_stage_needs(stage: Distill | Quantize, needs: list[str]) -> None:
+def test_what_each_stage_needs(stage: Stage, needs: list[str]) -> None:
     assert needs_of(stage) == needs
 
 

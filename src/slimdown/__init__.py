@@ -22,12 +22,15 @@ from slimdown.core import (
 from slimdown.distill import Distill
 from slimdown.errors import SlimdownError
 from slimdown.load import ClassificationTask, DataSource, ModelSource, load_model, load_task
-from slimdown.measure import MeasureSettings
+from slimdown.measure import MeasureSettings, clock_for
 from slimdown.pipeline import compress, run_recipe
 from slimdown.prune import Prune, find_groups
+from slimdown.prune.verification import Verification, verify
 from slimdown.quantize import Quantize
-from slimdown.recipe import Recipe, load_recipe
+from slimdown.recipe import Recipe, iterate, load_recipe
 from slimdown.report import read_results, write_report
+from slimdown.saved import load, save
+from slimdown.sparsify import Sparsify
 from slimdown.version import __version__
 
 __all__ = [
@@ -49,18 +52,25 @@ __all__ = [
     "Report",
     "Score",
     "SlimdownError",
+    "Sparsify",
     "Stage",
     "StageResult",
     "Target",
     "Task",
+    "Verification",
     "__version__",
     "bench_run",
+    "clock_for",
     "compress",
     "find_groups",
+    "iterate",
+    "load",
     "load_model",
     "load_recipe",
     "load_task",
     "read_results",
     "run_recipe",
+    "save",
+    "verify",
     "write_report",
 ]

@@ -18,8 +18,10 @@ from slimdown.load import ModelSource, load_model, runs_user_code
 from slimdown.measure import count_parameters
 from slimdown.plan import plan_steps
 from slimdown.prune import Prune
+from slimdown.prune.importance import IMPORTANCE
 from slimdown.quantize import Quantize
 from slimdown.recipe import Recipe
+from slimdown.sparsify import Sparsify
 from slimdown.targets import find_target
 
 BYTES_OF_FLOAT32 = 4
@@ -79,6 +81,10 @@ def needs_of(stage: Stage | None) -> list[str]:
     match stage:
         case None:
             return ["test images with labels"]
+        case Prune(importance="taylor" | "fisher"):
+            return [f"{stage.num_images} training images with labels"]
+        case Prune() if _looks_at_images(stage):
+            return [f"{stage.num_images} calibration images"]
         case Prune():
             return ["one image"]
         case Distill(alpha=0.0):
@@ -87,11 +93,25 @@ def needs_of(stage: Stage | None) -> list[str]:
             return ["training images with labels"]
         case Distill():
             return ["training images with labels", "the original as teacher"]
+        case Sparsify(method="magnitude"):
+            return ["one image"]
+        case Sparsify():
+            return [f"{stage.num_images} calibration images"]
         case Quantize(precision="int8"):
             return [f"{stage.num_images} calibration images"]
         case Quantize():
             return ["one image"]
     return ["its own needs: it is no stage of slimdown's"]
+
+
+def _looks_at_images(stage: Prune) -> bool:
+    needs = IMPORTANCE[stage.importance].needs
+    return (
+        stage.compensate
+        or stage.sensitivity
+        or stage.depth > 0
+        or not {"noise", "weights", "scales"}.issuperset(needs)
+    )
 
 
 def find_problems(recipe: Recipe) -> Iterator[SlimdownError]:

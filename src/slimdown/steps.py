@@ -27,12 +27,14 @@ from slimdown.distill import seed_everything
 from slimdown.errors import Interrupted
 from slimdown.measure import (
     MeasureSettings,
+    clock_for,
     count_macs,
     count_parameters,
     describe_environment,
     measure_accuracy,
 )
 from slimdown.plan import ORIGINAL, Planned
+from slimdown.saved import GRAPH, save_graph
 from slimdown.store import (
     StepFolder,
     fingerprint_model,
@@ -94,6 +96,7 @@ class Run:
             return _load(folder, self._restore(folder, stage, parent))
         context = replace(
             self.context,
+            find_clock=clock_for,
             save_checkpoint=folder.save_checkpoint,
             load_checkpoint=folder.load_checkpoint,
         )
@@ -104,6 +107,8 @@ class Run:
         seconds = None if was_begun else time.monotonic() - start
         folder.save_record("plan.json", result.structure)
         folder.save_tensors("model", result.model.state_dict())
+        if result.structure.get("delivery") == "graph":
+            save_graph(result.model, result.structure["input"], folder.path / GRAPH)
         # Go on from what a resumed run would load, so that both end with the same bits.
         module = self._restore(folder, stage, parent)
         self._finish(

@@ -12,25 +12,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimdown.core import Batch
+from slimdown.prune.plan import Plan
+
 
 @pytest.fixture
 def task_for() -> Callable[..., Any]:
-    """A task that knows its input's shape only: all that pruning asks of one."""
-    return lambda *shape: SimpleNamespace(example_input=torch.randn(1, *shape))
+    """A task without labels and without a score: all that pruning asks of one."""
+
+    def make(*shape: int) -> Any:
+        images = torch.randn(8, *shape, generator=torch.Generator().manual_seed(3))
+        return SimpleNamespace(
+            example_input=torch.randn(1, *shape),
+            calibration_batches=lambda: [images],
+            train_batches=lambda epoch: [Batch(images)],
+        )
+
+    return make
 
 
 @pytest.fixture
 def masked_outputs() -> Callable[[nn.Module, dict[str, Any], Tensor], Tensor]:
     """What `model` computes in float64 with zeros in the place of all that a plan removes.
 
-    `structure` is the plan as JSON. The independent reference: torch's own modules, no graph.
+    `structure` is the plan as JSON, or its tensors with the indices that each axis keeps. The
+    independent reference: torch's own modules, no graph.
     """
 
     def run(model: nn.Module, structure: dict[str, Any], x: Tensor) -> Tensor:
         masked = copy.deepcopy(model).double().eval()
+        slices = Plan.from_json(structure).slices if "version" in structure else structure
         with torch.no_grad():
             for name, weight in masked.named_parameters():
-                for axis, kept in structure["parameters"].get(name, {}).items():
+                for axis, kept in slices.get(name, {}).items():
                     gone = sorted(set(range(weight.shape[int(axis)])) - set(kept))
                     weight.index_fill_(int(axis), torch.tensor(gone), 0)
             return masked(x.double())
@@ -223,3 +237,39 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "unknown": lambda: Sandwich(Unknown()),
     "group norm": lambda: Sandwich(nn.GroupNorm(4, 24)),
 }
+
+
+@pytest.fixture
+def fake_clock() -> Callable[..., Any]:
+    """A clock whose time follows from a formula: `fake_clock(milliseconds_of_an_operation)`.
+
+    A network takes as long as its operators and `overhead_ms`; `asked` holds what it was asked for.
+    """
+    from slimdown.capture import analyze, capture
+    from slimdown.prune.cost import evaluate
+    from slimdown.prune.latency import timed_operators
+
+    class FakeClock:
+        runtime = "fake 1"
+
+        def __init__(self, time: Any, *, overhead_ms: float = 0.0, round_to: int = 8) -> None:
+            self.time, self.overhead_ms, self.round_to = time, overhead_ms, round_to
+            self.asked: list[Any] = []
+
+        def time_operations(self, operations: Any) -> list[float]:
+            self.asked += operations
+            return [self.time(each) for each in operations]
+
+        def deploy(self, model: nn.Module, example_input: Tensor) -> Any:
+            analysis = analyze(capture(model, example_input))
+            operators = (
+                each.at({c: evaluate(c, {}) for c in each.coordinates()})
+                for each in timed_operators(analysis)
+            )
+            milliseconds = self.overhead_ms + sum(map(self.time, operators))
+            return lambda inputs: milliseconds
+
+        def time_networks(self, predicts: Any, example_input: Tensor) -> list[float]:
+            return [predict(example_input) for predict in predicts]
+
+    return FakeClock

@@ -13,10 +13,11 @@ from slimdown.prune.budget import (
     bundle,
     choose_widths,
     keep_most_important,
-    normalize,
+    losses,
     steps,
     untied,
 )
+from slimdown.prune.cost import Cost, volume_cost
 
 
 @given(st.integers(1, 300), st.integers(1, 32), st.floats(0, 1))
@@ -49,6 +50,10 @@ def test_heads_and_groups_go_one_by_one_where_their_width_is_a_multiple(networks
     assert (width.size, found[width]) == (8, 2)
 
 
+def sum_of(*leaves_):
+    return volume_cost(dict.fromkeys(leaves_, 1))
+
+
 def choice(*scores, widths=None):
     leaf = Var(len(scores))
     widths = widths or tuple(range(len(scores), 0, -1))
@@ -58,7 +63,7 @@ def choice(*scores, widths=None):
 def test_the_least_important_channels_of_all_groups_go_first():
     a, b = choice(0.1, 0.9, 0.8, 0.2), choice(0.7, 0.6, 0.5, 0.05)
     (first,), (second,) = a.importance, b.importance
-    widths = choose_widths([a, b], lambda w: w.get(first, 4) + w.get(second, 4), limit=5)
+    widths = choose_widths([a, b], sum_of(first, second), limit=5)
     assert widths == {first: 2, second: 3}
     kept = keep_most_important([a, b], widths)
     assert kept[first].tolist() == [False, True, True, False]
@@ -67,25 +72,22 @@ def test_the_least_important_channels_of_all_groups_go_first():
 
 def test_a_budget_that_is_met_removes_nothing():
     a = choice(0.1, 0.9)
-    assert choose_widths([a], lambda w: 10, limit=10) == {}
+    assert choose_widths([a], Cost(terms=(), fixed=10), limit=10) == {}
     assert keep_most_important([a], {}) == {}
 
 
 def test_a_budget_out_of_reach_is_none():
     a = choice(0.1, 0.9, 0.8, 0.2, widths=(4, 2))
     (leaf,) = a.importance
-    assert choose_widths([a], lambda w: w.get(leaf, 4), limit=1) is None
+    assert choose_widths([a], sum_of(leaf), limit=1) is None
 
 
 def test_what_a_big_cut_saved_too_much_is_filled_up_again():
     cheap, dear = choice(0.1, 1.0, 1.0), choice(0.2, 1.0)
     (small,), (large,) = cheap.importance, dear.importance
-
-    def cost(widths):
-        return widths.get(small, 3) + 100 * widths.get(large, 2)
-
+    cost = volume_cost({small: 1, large: 100})
     # The cheap channel goes first and saves 1; then a dear one goes, and the cheap one may stay.
-    assert choose_widths([cheap, dear], cost, limit=150) == {small: 3, large: 1}
+    assert choose_widths([cheap, dear], cost, limit=150) == {large: 1}
 
 
 @given(st.data())
@@ -102,11 +104,7 @@ def test_the_cost_is_kept_to_and_no_single_step_more_would_fit(data):
     ]
     prices = [data.draw(st.integers(1, 50)) for _ in sizes]
     own = [next(iter(each.importance)) for each in choices]
-
-    def cost(widths):
-        pairs = zip(own, prices, strict=True)
-        return sum(price * widths.get(leaf, leaf.size) for leaf, price in pairs)
-
+    cost = volume_cost(dict(zip(own, prices, strict=True)))
     limit = int(cost({}) * data.draw(st.floats(0.3, 1)))
     widths = choose_widths(choices, cost, limit=limit)
     if widths is None:
@@ -117,6 +115,25 @@ def test_the_cost_is_kept_to_and_no_single_step_more_would_fit(data):
         assert cost(widths) <= limit
         for leaf, each in zip(own, choices, strict=True):
             assert widths.get(leaf, leaf.size) in each.widths
+
+
+def test_loss_is_told_per_channel_or_per_saving():
+    cheap, dear = choice(1.0, 1.0, 1.0, 1.0), choice(2.0, 2.0, 2.0, 2.0)
+    (small,), (large,) = cheap.importance, dear.importance
+    cost = volume_cost({small: 1, large: 10})
+    by_saving = choose_widths([cheap, dear], cost, limit=24, per="cost")
+    by_channel = choose_widths([cheap, dear], cost, limit=41, per="channel")
+    assert by_saving == {large: 2}
+    assert by_channel == {small: 1}
+
+
+def test_of_groups_that_go_together_all_losses_count():
+    a, b = Var(2), Var(2)
+    both = Choice(
+        importance={a: torch.tensor([1.0, 3.0]), b: torch.tensor([2.0, 2.0])}, widths=(2, 1)
+    )
+    assert losses(both, "cost").tolist() == [0, 3]
+    assert losses(both, "channel").tolist() == [0, 1.5]
 
 
 def test_bundles_keep_equal_widths_but_their_own_channels():
@@ -136,11 +153,6 @@ def test_ties_between_unlike_dims_promise_nothing():
     ties = [(concat(a, b), c), (c, d)]
     assert untied(ties) == {a, b, c}
     assert untied([(product(a, b), product(a, b))]) == set()
-
-
-def test_normalized_importance_has_a_mean_of_one():
-    assert normalize(torch.tensor([1.0, 3.0])).tolist() == [0.5, 1.5]
-    assert normalize(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
 def test_macs_at_chosen_widths_are_exact(networks):

@@ -12,7 +12,8 @@ from slimdown.prune import Prune
 
 
 def pruned(model, task, **settings):
-    return Prune(**{"macs": 0.5, "round_to": 1, **settings})(model, task)
+    plain = {"macs": 0.5, "round_to": 1, "importance": "l2", "compensate": False}
+    return Prune(**{**plain, **settings})(model, task)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,31 @@ def test_a_module_that_would_be_silently_wrong_comes_back_as_a_graph(task_for, m
     x = torch.randn(3, 8, 8, 8)
     reference = masked_outputs(model, result.structure, x)
     assert torch.allclose(result.model.double()(x.double()), reference)
+
+
+class DropPath(nn.Module):
+    """Leaves whole samples out in training, and no trace in a graph that was taken in eval mode."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1, 1, 1) < 0.5) * 2 if self.training else x
+
+
+def test_what_is_lost_with_the_users_own_code_is_told(task_for):
+    class Stochastic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1)
+            self.drop_path, self.unused = DropPath(), nn.Softmax(1)
+
+        def forward(self, x):
+            y = self.drop_path(torch.relu(self.a(x)))
+            if y.shape[1] != 24:
+                raise ValueError("24 channels, or nothing")
+            return self.b(y).mean((2, 3))
+
+    result = pruned(Stochastic().eval(), task_for(8, 8, 8))
+    assert result.facts["delivery"] == "graph"
+    assert result.facts["reason"].endswith("what acts in training only is gone: drop_path")
 
 
 def test_a_graph_that_cannot_be_trained_says_so(task_for):

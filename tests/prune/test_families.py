@@ -26,8 +26,10 @@ IN_PLACE = [
     "mnasnet0_5",
     "squeezenet1_0",
     "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
 ]
-AS_GRAPH = ["vit_b_16", "swin_t", "googlenet"]
+AS_GRAPH = ["googlenet"]
 
 
 @pytest.mark.slow
@@ -38,7 +40,9 @@ def test_half_of_the_macs(name, task_for, masked_outputs):
     size = 224 if name.startswith("vit") else 64
     model = torchvision.models.get_model(name, weights=None).eval()
     task = task_for(3, size, size)
-    result = Prune(macs=0.5)(model, task)
+    # torchvision's ViTs begin with their last layer at zero: their outputs tell nothing yet
+    importance = "l2" if name.startswith("vit") else "hessian"
+    result = Prune(macs=0.5, importance=importance, compensate=False)(model, task)
     facts = result.facts
 
     assert facts["delivery"] == ("graph" if name in AS_GRAPH else "in_place"), facts["reason"]

@@ -69,3 +69,11 @@ def test_one_tensor_and_one_layer_can_be_drawn() -> None:
     assert "<svg" in charts.draw_widths({"conv": [8, 8]}, name="x")
     assert "<svg" in charts.draw_losses([{"epoch": 0, "loss": 1.0}], name="x")
     assert "<svg" in charts.draw_validation([{"epoch": 0, "validation": 90.0}], name="x")
+
+
+def test_sensitivity_names_the_group_that_matters_most() -> None:
+    curves = {"conv1": [[0.5, 0.1], [0.25, 0.3]], "layer1.conv1": [[0.5, 0.6]]}
+    svg = charts.draw_sensitivity(curves, name="x")
+    assert any("layer1.conv1 matters most" in text for text in texts(svg))
+    lines = [e for e in ET.fromstring(svg).iter("path") if e.get("stroke") == "var(--after)"]
+    assert len(lines) == 1

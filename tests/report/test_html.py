@@ -171,6 +171,25 @@ def test_every_fact_is_optional(report: Report, fact: str) -> None:
     assert Page(render_html(replace(report, steps=steps))).open == []
 
 
+def test_zeros_and_removed_blocks_are_told(report: Report) -> None:
+    facts = {
+        "depth": {"removed": ["layer1.1", EVIL]},
+        "zeros": 0.498,
+        "compressed_bytes": [1_000_000, 600_000],
+        "runtimes": {"onnxruntime": "no faster"},
+    }
+    before = Page(render_html(report)).text
+    step = replace(report.steps[1], facts={**report.steps[1].facts, **facts})
+    page = Page(render_html(replace(report, steps=(report.steps[0], step, *report.steps[2:]))))
+    for told in ("layer1.1, ", EVIL, "49.8 %", "1.00 MB → 600 kB", "no faster"):
+        assert told in page.text
+        assert told not in before
+    assert not page.open
+    nothing = replace(step, facts={"depth": {"removed": []}})
+    page = Page(render_html(replace(report, steps=(report.steps[0], nothing, *report.steps[2:]))))
+    assert "none" in page.text
+
+
 def test_a_run_without_targets_or_stages_has_a_page(report: Report) -> None:
     first = tuple(m for m in report.measurements if m.step == "00-original")
     in_torch = tuple(m for m in first if m.runtime == "torch")

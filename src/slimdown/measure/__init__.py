@@ -1,6 +1,7 @@
 """What a model is worth and what it costs, measured; never estimated."""
 
 from slimdown.measure.accuracy import measure_accuracy as measure_accuracy
+from slimdown.measure.clock import clock_for as clock_for
 from slimdown.measure.counting import count_macs as count_macs
 from slimdown.measure.counting import count_parameters as count_parameters
 from slimdown.measure.latency import measure_latencies as measure_latencies

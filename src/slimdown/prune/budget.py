@@ -1,28 +1,35 @@
 """How many channels each group keeps, so that the whole costs no more than was asked.
 
-Channels of all groups are ranked together, each by its share of its own group's importance, and
-removed from the least important on until the cost is met: a group whose importance is spread
-evenly keeps its channels, one with many weak channels loses those.
+Groups are narrowed step by step, always by the cut that loses least: importance per channel, where
+importance ranks channels, or damage per unit of cost saved, where it adds up over groups. So a
+group whose importance is spread evenly keeps its channels, one with many weak ones loses those.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Cat, Dim, Kept, Var, leaves, paired_leaves, resolve
+from slimdown.prune.cost import Cost
 
 MIN_STEPS = 4
 """A narrow group gets at least this many widths to choose from: 16 channels go by 4s, not by 8s."""
 
-Cost = Callable[[Mapping[Var, int]], int]
-"""The cost of a network whose leaves have the given widths, or else their own."""
+SMALLEST_SAVING = 1e-9
+"""The share of the cost that a cut must save: less is the rounding of a float."""
+
+Price: TypeAlias = Literal["channel", "cost"]
+"""What a loss is divided by to rank cuts: channels removed, or what they save of the cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +37,11 @@ class Choice:
     """The widths that one group of channels may have, or several groups that keep equal widths."""
 
     importance: Mapping[Var, Tensor]
-    """Leaf -> (C,), comparable with that of other choices: see `normalize`."""
+    """Leaf -> (C,), comparable with that of other choices: see `prune.ranking`."""
     widths: tuple[int, ...]
     """From the whole group down to the narrowest."""
-
-    def narrowest(self) -> dict[Var, int]:
-        return dict.fromkeys(self.importance, self.widths[-1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """One step narrower: `importance` is the mean of the channels that go."""
-
-    choice: Choice
-    width: int
-    importance: float
-
-
-def normalize(importance: Tensor) -> Tensor:
-    """Importance over its mean in the group, (C,), so that groups can be ranked together."""
-    return importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
+    damage: tuple[float, ...] | None = None
+    """What is lost at each of the widths, where it was measured: see `prune.sensitivity`."""
 
 
 def allowed_widths(size: int, *, step: int, min_keep: float) -> tuple[int, ...]:
@@ -118,54 +110,150 @@ def untied(ties: Iterable[Sequence[Dim]]) -> set[Var]:
     return found
 
 
-def choose_widths(choices: Sequence[Choice], cost: Cost, *, limit: int) -> dict[Var, int] | None:
-    """The widths that keep the most important channels at a cost of at most `limit`.
+def choose_widths(
+    choices: Sequence[Choice], cost: Cost, *, limit: float, per: Price = "channel"
+) -> dict[Var, int] | None:
+    """The widths that lose least at a cost of at most `limit`.
 
-    None where even the narrowest cost more.
+    The cut that loses least `per` channel, or per unit of cost that it saves, comes first. A cut
+    that saves nothing, as where a runtime is no faster at the narrower width, is passed over for
+    a deeper one. None where no cut saves anything more and the cost is still above `limit`.
     """
-    cuts = sorted(_cuts(choices), key=lambda cut: cut.importance)
-    low, high = 0, len(cuts)
-    if cost(_apply(cuts)) > limit:
-        return None
-    while low < high:  # the fewest cuts that suffice; every cut can only lower the cost
-        middle = (low + high) // 2
-        if cost(_apply(cuts[:middle])) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return _fill_up(cuts[:low], cost, limit=limit)
+    descent = _Descent(choices, cost, per)
+    while descent.total > limit:
+        if not descent.cut():
+            return None
+    descent.fill_up(limit)
+    return descent.changed_widths()
 
 
-def _cuts(choices: Sequence[Choice]) -> Iterator[Cut]:
-    for choice in choices:
+def least_cost(choices: Sequence[Choice], cost: Cost) -> tuple[float, dict[Var, int]]:
+    """The lowest cost that cuts lead to, and the widths there."""
+    descent = _Descent(choices, cost, "channel")
+    while descent.cut():
+        pass
+    return float(descent.total), descent.changed_widths()
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class _Cut:
+    """The best next cut of a choice, as it was when this many cuts had been made."""
+
+    price: float
+    place: int
+    position: int = field(compare=False)
+    num_cuts: int = field(compare=False)
+
+
+class _Descent:
+    """Widths on their way down, and what they cost."""
+
+    def __init__(self, choices: Sequence[Choice], cost: Cost, per: Price) -> None:
+        self.choices, self.cost, self.per = choices, cost, per
+        self.losses = [losses(choice, per) for choice in choices]
+        self.positions = [0] * len(choices)
+        self.widths = {leaf: c.widths[0] for c in choices for leaf in c.importance}
+        self.values = [term.value(self.widths) for term in cost.terms]
+        self.total = cost.fixed + sum(self.values)
+        self.terms = [
+            sorted({place for leaf in c.importance for place in cost.by_leaf.get(leaf, ())})
+            for c in choices
+        ]
+        self.num_cuts = 0
+        self.queue: list[_Cut] = []
+        for place in range(len(choices)):
+            self._push(place)
+
+    def cut(self) -> bool:
+        """Make the cheapest cut; False where there is none left that saves anything."""
+        while self.queue:
+            cut = heapq.heappop(self.queue)
+            # Others' cuts make a cut save less, never more: it may have to go back in the queue,
+            # but what is cheapest in spite of an old price is the cheapest.
+            if cut.num_cuts < self.num_cuts:
+                self._push(cut.place)
+                continue
+            self._move(cut.place, cut.position)
+            self.num_cuts += 1
+            self._push(cut.place)
+            return True
+        return False
+
+    def fill_up(self, limit: float) -> None:
+        """Widen again where the budget still allows it, the dearest loss first.
+
+        One cut of a wide group can save much more than was missing.
+        """
+        lost = [each[position] for each, position in zip(self.losses, self.positions, strict=True)]
+        for place in sorted(range(len(self.choices)), key=lambda place: -lost[place]):
+            position = self.positions[place]
+            totals = self._totals(place, self.choices[place].widths[:position])
+            fitting = np.flatnonzero(totals <= limit)
+            if len(fitting):
+                self._move(place, int(fitting[0]))
+
+    def changed_widths(self) -> dict[Var, int]:
+        return {
+            leaf: choice.widths[position]
+            for choice, position in zip(self.choices, self.positions, strict=True)
+            for leaf in choice.importance
+            if position > 0
+        }
+
+    def _push(self, place: int) -> None:
+        choice, position = self.choices[place], self.positions[place]
+        narrower = choice.widths[position + 1 :]
+        if not narrower:
+            return
+        saved = self.total - self._totals(place, narrower)
+        lost = self.losses[place][position + 1 :] - self.losses[place][position]
+        gone = np.array([choice.widths[position] - width for width in narrower])
+        divisor = saved if self.per == "cost" else gone
+        helps = saved > SMALLEST_SAVING * self.total
+        if helps.any():
+            prices = np.where(helps, lost / np.where(helps, divisor, 1), np.inf)
+            best = int(prices.argmin())
+            cut = _Cut(
+                price=float(prices[best]),
+                place=place,
+                position=position + 1 + best,
+                num_cuts=self.num_cuts,
+            )
+            heapq.heappush(self.queue, cut)
+
+    def _totals(self, place: int, widths: Sequence[int]) -> npt.NDArray[Any]:
+        """The cost of the network with each of these widths for one choice."""
+        tried = {**self.widths, **self._with(place, np.array(widths, dtype=np.int64))}
+        old = sum(self.values[term] for term in self.terms[place])
+        new = sum(self.cost.terms[term].value(tried) for term in self.terms[place])
+        return np.broadcast_to(np.asarray(self.total - old + new), len(widths))
+
+    def _move(self, place: int, position: int) -> None:
+        self.positions[place] = position
+        self.widths.update(self._with(place, self.choices[place].widths[position]))
+        for term in self.terms[place]:
+            self.values[term] = self.cost.terms[term].value(self.widths)
+        self.total = self.cost.fixed + sum(self.values)
+
+    def _with(self, place: int, width: Any) -> dict[Var, Any]:
+        return dict.fromkeys(self.choices[place].importance, width)
+
+
+def losses(choice: Choice, per: Price) -> npt.NDArray[np.float64]:
+    """What is lost at each of a choice's widths, (len(widths),), rising from 0.
+
+    Its `damage`, or else the importance of the channels that are gone: of several groups, the mean
+    where channels are ranked, and the sum where losses are weighed against costs.
+    """
+    if choice.damage is not None:
+        lost = np.array(choice.damage, dtype=np.float64)
+    else:
         ranked = [importance.sort().values for importance in choice.importance.values()]
-        ascending = torch.stack(ranked).mean(0)
-        size, worst = len(ascending), 0.0
-        for before, after in pairwise(choice.widths):
-            gone = float(ascending[size - before : size - after].mean())
-            worst = max(worst, gone)  # rounding must not reorder the cuts of a group
-            yield Cut(choice=choice, width=after, importance=worst)
-
-
-def _apply(cuts: Sequence[Cut]) -> dict[Var, int]:
-    return {leaf: cut.width for cut in cuts for leaf in cut.choice.importance}
-
-
-def _fill_up(cuts: Sequence[Cut], cost: Cost, *, limit: int) -> dict[Var, int]:
-    """Undo cuts where the budget still allows it, those of the best channels first.
-
-    One cut of a wide group can save much more than was missing.
-    """
-    widths = _apply(cuts)
-    for cut in reversed(cuts):
-        choice = cut.choice
-        if widths[next(iter(choice.importance))] != cut.width:
-            continue  # a narrower cut of this group had to stay
-        wider = choice.widths[choice.widths.index(cut.width) - 1]
-        candidate = {**widths, **dict.fromkeys(choice.importance, wider)}
-        if cost(candidate) <= limit:
-            widths = candidate
-    return widths
+        stacked = torch.stack(ranked).double()
+        ascending = stacked.sum(0) if per == "cost" else stacked.mean(0)
+        summed = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)])
+        lost = summed[len(ascending) - torch.tensor(choice.widths)].numpy()
+    return np.maximum.accumulate(lost)
 
 
 def keep_most_important(choices: Sequence[Choice], widths: Mapping[Var, int]) -> Kept:

@@ -1,27 +1,45 @@
 """Handing a pruned network back: in the user's own module where that is provably the same.
 
 The pruned graph is the oracle. The plan is written into a copy of the user's module too: slices of
-its state, and those attributes of its modules that told sizes. Only when that copy computes what
-the oracle computes, and can be trained, is it delivered; otherwise the graph is.
+its state, and those attributes of its modules that told sizes. Where a submodule's code cannot say
+its new sizes, it runs as its piece of the pruned graph (see `prune.traced`). Only when the edited
+copy computes what the oracle computes, and can be trained, is it delivered; otherwise the graph is.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from slimdown.capture import Analysis, require_dynamic_batch
+from slimdown.capture import (
+    Analysis,
+    analyze,
+    capture,
+    require_dynamic_batch,
+    traceable,
+    whole,
+)
 from slimdown.capture.dims import Kept
-from slimdown.prune.plan import Attributes, Plan, slices_of
-from slimdown.prune.probe import Probe, floating_outputs, relative_error
-from slimdown.prune.surgery import changed_arguments, slice_tensors_
+from slimdown.prune.attributes import guess_attributes
+from slimdown.prune.blame import find_culprit, lost_modules, widen
+from slimdown.prune.plan import Plan, kept_from_slices, plan_of, slices_of
+from slimdown.prune.probe import Probe, floating_outputs, make_probe, relative_error
+from slimdown.prune.surgery import prune_graph, slice_tensors_
+from slimdown.prune.traced import trace_submodules_
 from slimdown.prune.verify import TOLERANCE
+
+MAX_ROUNDS = 6
+"""How often more submodules are traced, each time those at which the last attempt failed."""
+
+
+ROUNDING = 1e-2
+"""What differs by less than this may differ by rounding alone, so float64 decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,45 +51,75 @@ class Delivered:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An edited module, and why it cannot be delivered: "" if it can."""
+
+    plan: Plan
+    module: nn.Module | None
+    refusal: str
+    culprit: str | None = None
+    """The innermost submodule that goes wrong, where one was found."""
+
+
 def deliver(
     model: nn.Module, analysis: Analysis, kept: Kept, *, oracle: GraphModule, probe: Probe
 ) -> Delivered:
     """Give back the pruned network in `model`'s own form if that is right, as a graph if not."""
-    slices = slices_of(analysis, kept)
-    pruned_probe = probe.sliced(slices)
+    plan = plan_of(analysis, kept, model)
     reason = "the model is itself a captured graph"
-    for attributes in _candidates(model, analysis, kept):
-        plan = Plan(delivery="in_place", slices=slices, attributes=attributes)
-        try:
-            module = edit_module(model, plan)
-            reason = refusal(module, oracle, pruned_probe)
-        except Exception as failure:  # the user's own code, at sizes it was not written for
-            reason = f"the edited module fails: {_in_one_line(failure)}"
-        if not reason:
-            reason = "the edited module equals the pruned graph and can be trained"
-            return Delivered(module=module, plan=plan, reason=reason)
+    if not isinstance(model, GraphModule):
+        surgery = Surgery(
+            model=traceable(model), analysis=analysis, kept=kept, oracle=oracle, probe=probe
+        )
+        attempts = surgery.try_attributes(plan)
+        reason = attempts[0].refusal
+        best = attempts[-1] if not attempts[-1].refusal else surgery.try_tracing(attempts[0])
+        if not best.refusal:
+            assert best.module is not None
+            praise = _praise(surgery, best.plan, reason)
+            return Delivered(module=whole(best.module), plan=best.plan, reason=praise)
     require_dynamic_batch(analysis.graph_module)
     try:
         untrainable = train_once(oracle, probe.inputs[0])
     except Exception as failure:  # an operator without a gradient
         untrainable = _in_one_line(failure)
+    remarks = [reason, _tell_lost(model, analysis, "")]
+    remarks += [f"the graph cannot be trained: {untrainable}"] if untrainable else []
     return Delivered(
         module=oracle,
-        plan=Plan(delivery="graph", slices=slices, attributes={}),
-        reason=f"{reason}; the graph cannot be trained: {untrainable}" if untrainable else reason,
+        plan=replace(plan, delivery="graph"),
+        reason="; ".join(filter(None, remarks)),
     )
 
 
-def refusal(module: nn.Module, oracle: GraphModule, probe: Probe) -> str:
-    """Why an edited module cannot be delivered, "" if it can."""
-    error = relative_error(probe.outputs(module), probe.outputs(oracle))
-    if not error <= TOLERANCE:
-        return f"the edited module differs from the pruned graph by {error:.1e} (relative)"
-    return train_once(module, probe.inputs[0])
+def rebuild(model: nn.Module, plan: Plan, example_input: Tensor) -> nn.Module:
+    """Do to a copy of `model` what `plan` says, whatever its weights are.
+
+    Raises BadInput where the plan is of another model.
+    """
+    if plan.delivery == "in_place":
+        plan.check(model)
+        if not plan.traced:
+            return edit_module(model, plan)
+    analysis = analyze(capture(model, example_input))
+    plan.check(analysis.graph_module)
+    kept = kept_from_slices(analysis, plan.slices)
+    oracle = prune_graph(analysis, kept)
+    if plan.delivery == "graph":
+        return oracle
+    surgery = Surgery(
+        model=traceable(model),
+        analysis=analysis,
+        kept=kept,
+        oracle=oracle,
+        probe=make_probe(analysis),
+    )
+    return whole(surgery.edit(plan))
 
 
 def edit_module(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of `model` in eval mode with the plan's slices and attributes."""
+    """A copy of `model` in eval mode with the plan's slices and attributes; nothing is traced."""
     module = copy.deepcopy(model).eval()
     slice_tensors_(module, plan.slices)
     for name, values in plan.attributes.items():
@@ -81,6 +129,89 @@ def edit_module(model: nn.Module, plan: Plan) -> nn.Module:
             new = list(value) if was_list and isinstance(value, tuple) else value
             setattr(owner, attribute, new)
     return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surgery:
+    """A pruning that was done on the graph of `model`, to be done on the model itself."""
+
+    model: nn.Module
+    analysis: Analysis
+    kept: Kept
+    oracle: GraphModule
+    probe: Probe
+    """For the unpruned network."""
+
+    @cached_property
+    def pruned_probe(self) -> Probe:
+        return self.probe.sliced(slices_of(self.analysis, self.kept))
+
+    def edit(self, plan: Plan) -> nn.Module:
+        """`edit_module`, with the plan's traced submodules. Raises CannotTrace."""
+        module = edit_module(self.model, plan)
+        if plan.traced:
+            trace_submodules_(
+                module,
+                plan.traced,
+                model=self.model,
+                analysis=self.analysis,
+                oracle=self.oracle,
+                probe=self.probe,
+            )
+        return module
+
+    def attempt(self, plan: Plan) -> Attempt:
+        """Edit the model as `plan` says, and judge what comes out."""
+        module = None
+        try:
+            module = self.edit(plan)
+            refusal = self.refuse(module)
+        except Exception as failure:  # the user's own code, at sizes it was not written for
+            refusal = f"the edited module fails: {_in_one_line(failure)}"
+        if not refusal or module is None:
+            return Attempt(plan=plan, module=module, refusal=refusal)
+        culprit = find_culprit(module, self.oracle, self.analysis, self.pruned_probe)
+        return Attempt(plan=plan, module=module, refusal=refusal, culprit=culprit)
+
+    def refuse(self, module: nn.Module) -> str:
+        """Why an edited module cannot be delivered, "" if it can."""
+        error = output_error(module, self.oracle, self.pruned_probe)
+        if not error <= TOLERANCE:
+            return f"the edited module differs from the pruned graph by {error:.1e} (relative)"
+        return train_once(module, self.pruned_probe.inputs[0])
+
+    def try_attributes(self, plan: Plan) -> list[Attempt]:
+        """One attempt for each guess at the attributes, up to the first that succeeds."""
+        attempts = []
+        for attributes in guess_attributes(self.model, self.analysis, self.kept):
+            attempts.append(self.attempt(replace(plan, attributes=attributes)))
+            if not attempts[-1].refusal:
+                break
+        return attempts
+
+    def try_tracing(self, failed: Attempt) -> Attempt:
+        """Let the submodules at fault run as graphs, and more of them as long as that helps."""
+        for _ in range(MAX_ROUNDS):
+            traced = widen(self.model, self.analysis, failed.plan.traced, failed.culprit)
+            if traced is None:
+                break
+            failed = self.attempt(replace(failed.plan, traced=traced))
+            if not failed.refusal:
+                break
+        return failed
+
+
+def output_error(module: nn.Module, oracle: GraphModule, probe: Probe) -> float:
+    """The relative error of a module's outputs against the oracle's.
+
+    In float64 where rounding may be to blame: the outputs of an untrained network hardly depend on
+    its input, and are compared by how they do.
+    """
+    error = relative_error(probe.outputs(module), probe.outputs(oracle))
+    if TOLERANCE < error < ROUNDING:
+        exact = probe.double()  # whose state takes the place of the modules' own
+        error = relative_error(exact.outputs(module), exact.outputs(oracle))
+    return error
 
 
 def train_once(module: nn.Module, inputs: Tensor) -> str:
@@ -101,112 +232,23 @@ def train_once(module: nn.Module, inputs: Tensor) -> str:
     return ""
 
 
-# ------------------------------------------------------------------------------- attributes
+def _praise(surgery: Surgery, plan: Plan, first_refusal: str) -> str:
+    reason = "the edited module equals the pruned graph and can be trained"
+    if plan.traced:
+        lost = [_tell_lost(surgery.model, surgery.analysis, name) for name in plan.traced]
+        traced = f"as graphs run {_list(plan.traced)}, since {first_refusal}"
+        reason = "; ".join([reason, traced, *filter(None, lost[:1])])
+    return reason
 
 
-def _candidates(model: nn.Module, analysis: Analysis, kept: Kept) -> Iterator[Attributes]:
-    """The attributes to try: the careful guess, then the bold one where it differs."""
-    if not isinstance(model, GraphModule):
-        careful = changed_attributes(model, analysis, kept, bold=False)
-        bold = changed_attributes(model, analysis, kept, bold=True)
-        yield careful
-        if bold != careful:
-            yield bold
+def _tell_lost(model: nn.Module, analysis: Analysis, name: str) -> str:
+    lost = lost_modules(model, analysis, name)
+    return f"what acts in training only is gone: {_list(lost)}" if lost else ""
 
 
-def changed_attributes(
-    model: nn.Module, analysis: Analysis, kept: Kept, *, bold: bool
-) -> Attributes:
-    """The attributes of `model`'s modules that tell sizes which pruning changes.
-
-    Found in two ways: torch's own layers have known attributes for the sizes of their weights;
-    any other module that ran an operator whose constants changed (those of a `view`, a `split`, a
-    padding) gets the new number wherever it holds the old one, unless two are in question. A bold
-    guess takes a number that changed before an equal one that did not: 3 heads of queries, keys
-    and values. What is found wrongly does no harm: the module is compared with the pruned graph.
-    """
-    modules = dict(model.named_modules())
-    found: dict[str, dict[str, Size]] = {}
-    for name, replaced in _replaced_constants(analysis, kept).items():
-        if name in modules:
-            pairs = [pair for pair in replaced if pair[0] != pair[1]] if bold else replaced
-            found.setdefault(name, {}).update(_attributes_holding(modules[name], pairs))
-    for tensor, axes in slices_of(analysis, kept).items():
-        name, _, kind = tensor.rpartition(".")
-        if name in modules and kind in ("weight", "running_mean"):
-            whole = getattr(modules[name], kind)
-            shape = [len(axes.get(axis, range(size))) for axis, size in enumerate(whole.shape)]
-            known = found.setdefault(name, {})
-            groups = known.get("groups", getattr(modules[name], "groups", 1))
-            known.update(_layer_sizes(modules[name], shape, groups=groups))
-    return {name: values for name, values in found.items() if values}
-
-
-Size: TypeAlias = int | tuple[int, ...]
-
-
-def _replaced_constants(analysis: Analysis, kept: Kept) -> dict[str, list[tuple[Size, Size]]]:
-    """Module name -> the constants that its operators had, each with the one that it gets."""
-    replaced: dict[str, list[tuple[Size, Size]]] = {}
-    for edit, after in changed_arguments(analysis, kept):
-        before = edit.arguments(lambda dim: dim.size)
-        pairs = replaced.setdefault(_module_of(edit.node), [])
-        for name, value in after.items():
-            pairs += _constants(before[name], value)
-    return replaced
-
-
-def _constants(before: Any, after: Any) -> Iterator[tuple[Size, Size]]:
-    """A constant and its new value; of a list, the whole and each number in it."""
-    if isinstance(before, int) and isinstance(after, int):
-        yield before, after
-    elif isinstance(before, list) and isinstance(after, list):
-        numbers = [each for pair in zip(before, after, strict=True) for each in _constants(*pair)]
-        if len(numbers) == len(before):  # else some depend on the batch
-            yield tuple(before), tuple(after)
-        yield from numbers
-
-
-def _module_of(node: Node) -> str:
-    """The name of the module whose forward ran an operator; "" for the root, or unknown."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).partition("@")[0] if stack else ""  # "@1": its second call
-
-
-def _attributes_holding(
-    module: nn.Module, replaced: Sequence[tuple[Size, Size]]
-) -> dict[str, Size]:
-    news: dict[Size, set[Size]] = {}
-    for before, after in replaced:
-        news.setdefault(before, set()).add(after)
-    found: dict[str, Size] = {}
-    for attribute, value in vars(module).items():
-        if attribute.startswith("_") or isinstance(value, bool):
-            continue
-        old = tuple(value) if isinstance(value, list | tuple) else value
-        candidates = news.get(old, set()) if isinstance(old, int | tuple) else set()
-        if len(candidates) == 1 and (new := next(iter(candidates))) != old:
-            found[attribute] = new
-    return found
-
-
-def _layer_sizes(module: nn.Module, shape: Sequence[int], *, groups: Any) -> dict[str, Size]:
-    """What one of torch's own layers says of its weight's `shape`; {} for other modules."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return {"in_channels": shape[0], "out_channels": shape[1] * groups}
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return {"in_channels": shape[1] * groups, "out_channels": shape[0]}
-    if isinstance(module, nn.Linear):
-        return {"in_features": shape[1], "out_features": shape[0]}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        return {"num_features": shape[0]}
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return {"normalized_shape": tuple(shape)}
-    if isinstance(module, nn.GroupNorm):
-        return {"num_channels": shape[0]}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": shape[0]}
-    return {}
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _in_one_line(failure: Exception) -> str:

@@ -40,6 +40,15 @@ class Probe:
         state = {name: slice_tensor(t, slices.get(name, {})) for name, t in self.state.items()}
         return replace(self, state=state)
 
+    def first(self) -> Probe:
+        """The probe with the first of its inputs only."""
+        return replace(self, inputs=self.inputs[:1])
+
+    def double(self) -> Probe:
+        """The probe in float64."""
+        state = {name: to_double(tensor) for name, tensor in self.state.items()}
+        return replace(self, inputs=tuple(map(to_double, self.inputs)), state=state)
+
     def outputs(self, module: nn.Module) -> list[Any]:
         """What a module gives for the inputs with the probe's state in the place of its own."""
         own = dict(chain(module.named_parameters(), module.named_buffers()))
@@ -98,6 +107,11 @@ def relative_error(results: Sequence[Any], reference: Sequence[Any]) -> float:
     return float((ours - theirs).norm()) / spread if spread > 0 else float("nan")
 
 
+def has_spread(outputs: Sequence[Any]) -> bool:
+    """Whether outputs for several inputs differ at all."""
+    return bool(_centered(outputs).abs().max() > 0)
+
+
 def floating_outputs(output: Any) -> list[Tensor]:
     """The floating-point tensors of a model's output, whatever holds them."""
     leaves = tree_leaves(output)
@@ -147,6 +161,17 @@ def _revive(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return noise.to(tensor)
 
 
+def to_double(value: Any) -> Any:
+    """A value, or what an operator is told of its type, in float64 where it is floating-point."""
+    if value is torch.float32:
+        return torch.float64
+    if isinstance(value, GraphModule):  # what runs under autocast, say
+        return Replay(value, {}, double=True).run
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
+
+
 class Replay(Interpreter):
     """Runs a graph on a state of its own; with `double`, all of it in float64."""
 
@@ -159,13 +184,7 @@ class Replay(Interpreter):
 
     def cast(self, value: Any) -> Any:
         """The value as this run wants it: in float64, or as it is."""
-        if not self.double:
-            return value
-        if value is torch.float32:
-            return torch.float64
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.double()
-        return value
+        return to_double(value) if self.double else value
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
@@ -174,10 +193,7 @@ class Replay(Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in self.state:
             return self.cast(self.state[target])
-        value = super().get_attr(target, args, kwargs)
-        if self.double and isinstance(value, GraphModule):  # what runs under autocast, say
-            return Replay(value, {}, double=True).run
-        return self.cast(value)
+        return self.cast(super().get_attr(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = tree_map(self.cast, (args, kwargs))
@@ -185,7 +201,8 @@ class Replay(Interpreter):
 
 
 class _ObserveNorms(Replay):
-    """Gives the batch norms that were never trained the statistics of their inputs."""
+    """Gives the batch norms that were never trained the statistics of their inputs, and weights
+    of about 1."""
 
     def __init__(
         self, graph_module: GraphModule, state: Mapping[str, Tensor], fresh: set[str]
@@ -198,9 +215,12 @@ class _ObserveNorms(Replay):
         if n.target is torch.ops.aten.batch_norm.default:
             arguments = arguments_of(n)
             mean, variance = arguments["running_mean"], arguments["running_var"]
+            weight = arguments["weight"]
             if isinstance(mean, Node) and mean.target in self.fresh:
                 x = self.env[arguments["input"]].transpose(0, 1).flatten(1)  # (C, N·H·W)
                 seen = {mean: x.mean(1), variance: x.var(1, correction=0).clamp_min(1e-3)}
+                if isinstance(weight, Node):  # some libraries start with almost none
+                    seen[weight] = self.env[weight] / self.env[weight].abs().mean()
                 for node, value in seen.items():
                     self.env[node] = value
                     self.observed[node.target] = value.to(self.state[node.target])

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from math import inf
 
 from torch import Tensor, nn
 
 from slimdown.capture import Analysis, analyze, capture
-from slimdown.capture.dims import Kept, Var, is_frozen, leaves
+from slimdown.capture.dims import Kept, Var
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task
 from slimdown.errors import RecipeError
-from slimdown.prune.budget import (
-    Choice,
-    Cost,
-    allowed_widths,
-    bundle,
-    choose_widths,
-    keep_most_important,
-    normalize,
-    steps,
-    untied,
-)
-from slimdown.prune.delivery import Delivered, deliver, edit_module
-from slimdown.prune.groups import ChannelGroup, group_channels
-from slimdown.prune.importance import IMPORTANCE, gather_weights
-from slimdown.prune.plan import Plan, kept_from_slices
+from slimdown.prune.allocation import BUDGETS, COUNTED, allocate, check_budgets
+from slimdown.prune.budget import Choice, Price, allowed_widths, steps
+from slimdown.prune.compensation import recover_
+from slimdown.prune.cost import size_cost
+from slimdown.prune.delivery import Delivered, deliver, rebuild
+from slimdown.prune.depth import Shallow, rebuild_shallow, remove_blocks
+from slimdown.prune.evidence import gather
+from slimdown.prune.importance import IMPORTANCE, REDUCTION, Importance, Reduction, score
+from slimdown.prune.pace import keep_pace
+from slimdown.prune.plan import Plan
 from slimdown.prune.probe import make_probe
+from slimdown.prune.ranking import SCOPE, Scope, rank, unranked
+from slimdown.prune.selection import find_bundles
+from slimdown.prune.sensitivity import Weigh, find_sensitivity
 from slimdown.prune.surgery import prune_graph, size_after
 from slimdown.prune.verify import check_surgery
+
+ROUND_TO = 8
+"""What widths are rounded to where no runtime is in question."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Remove the least important channels until a share of the MACs or parameters is left.
+    """Remove the least important channels until a share of what the network costs is left.
 
     The channels that must go together are found by the algebra of dimensions, so no layer needs
     to be ignored by hand. The result is verified (see `prune.verify`) and comes as the user's own
@@ -43,13 +44,41 @@ class Prune:
     """
 
     macs: float | None = None
-    """The fraction of the multiply-accumulates to keep, in (0, 1]; this or `parameters`."""
+    """The fraction of the multiply-accumulates to keep, in (0, 1]; this or another budget."""
     parameters: float | None = None
     """The fraction of the parameters to keep, in (0, 1]."""
-    importance: Literal["l1", "l2"] = "l2"
-    """How much a channel matters: see `prune.importance`."""
-    round_to: int = 8
-    """Widths are whole multiples of this; narrow layers go in finer steps."""
+    size: float | None = None
+    """The fraction of the bytes of all parameters and buffers to keep, in (0, 1]."""
+    latency: float | None = None
+    """The fraction of the latency on `target` to keep, in (0, 1], measured with a batch of one on
+    one thread: widths follow a table of timed operators, and are corrected until the network's own
+    latency is within 5 %. Timings differ from run to run, so the widths may."""
+    target: str | None = None
+    """The runtime whose latency counts, such as "onnxruntime"; a recipe's own where none is given.
+    """
+    importance: Importance = "hessian"
+    """How much a channel matters: see `prune.importance`. "random", "l1", "l2", "lamp",
+    "geometric_median" and "batch_norm_scale" look at weights alone, all others at images;
+    "taylor" and "fisher" take the task's loss where the images have labels."""
+    reduction: Reduction = "sum"
+    """How what a channel matters to each layer becomes one number: see `prune.importance`."""
+    scope: Scope = "global"
+    """Which groups compete for the budget: all, those built alike ("isomorphic"), none ("local").
+    """
+    num_images: int = 256
+    """Images to tell by what matters, and to compensate with; fewer where a task has fewer."""
+    compensate: bool = True
+    """Whether layers that read removed channels are fitted to the original's outputs, without
+    labels: see `prune.compensation`."""
+    depth: float = 0.0
+    """Whole residual blocks, and branches of blocks, go before channels do, as long as the outputs
+    change by no more than this share of their spread over a few images; 0: no block goes."""
+    sensitivity: bool = False
+    """Also prune each group alone, to three widths, and weigh it by what that does to the output
+    on 16 calibration images: see `prune.sensitivity`. Seconds to minutes; no labels."""
+    round_to: int | None = None
+    """Widths are whole multiples of this; narrow layers go in finer steps. None: what the runtime
+    is fast at where a latency is asked for, and 8 elsewhere."""
     min_keep: float = 0.1
     """The fraction of each group of channels that stays in any case, in [0, 1]."""
     include: tuple[str, ...] = ("*",)
@@ -58,22 +87,18 @@ class Prune:
     """Globs over layer names: no channel that such a layer makes is removed."""
 
     def __post_init__(self) -> None:
-        if (self.macs is None) == (self.parameters is None):
+        check_budgets({name: getattr(self, name) for name in BUDGETS}, target=self.target)
+        _check_choice("importance", self.importance, IMPORTANCE)
+        _check_choice("reduction", self.reduction, REDUCTION)
+        _check_choice("scope", self.scope, SCOPE)
+        if self.num_images < 1:
+            raise RecipeError(f"prune.num_images must be at least 1, got {self.num_images}")
+        if not 0 <= self.depth < inf:
             raise RecipeError(
-                "prune needs exactly one of macs and parameters, the fraction to keep, "
-                f"got macs={self.macs} and parameters={self.parameters}"
+                "prune.depth is the change of the outputs that removing blocks may cause, a share "
+                f"such as 0.05, and must be >= 0, got {self.depth:g}"
             )
-        for name, fraction in (("macs", self.macs), ("parameters", self.parameters)):
-            if fraction is not None and not 0 < fraction <= 1:
-                raise RecipeError(
-                    f"prune.{name} is the fraction of {'MACs' if name == 'macs' else name} to "
-                    f"keep and must be in (0, 1], got {fraction:g}"
-                )
-        if self.importance not in IMPORTANCE:
-            raise RecipeError(
-                f"prune.importance must be one of {', '.join(IMPORTANCE)}, got {self.importance!r}"
-            )
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise RecipeError(f"prune.round_to must be at least 1, got {self.round_to}")
         if not 0 <= self.min_keep <= 1:
             raise RecipeError(
@@ -86,7 +111,10 @@ class Prune:
         return "prune"
 
     def for_target(self, target: Target) -> Prune:
-        return self
+        """With `target` filled in where a latency is asked for; each target then has its own."""
+        if self.latency is None or self.target is not None:
+            return self
+        return replace(self, target=target.name)
 
     def __call__(self, model: nn.Module, task: Task, context: Context = Context()) -> StageResult:
         """Prune a copy of `model`. Raises RecipeError where the budget cannot be reached.
@@ -99,77 +127,167 @@ class Prune:
             context.show(Progress(f"prune: {step}", steps_.index(step), len(steps_)))
 
         show("capture")
-        analysis = analyze(capture(model, task.example_input))
+        shallow = self._remove_blocks(model, task, context) if self.depth > 0 else None
+        source = model if shallow is None else shallow.module
+        analysis = analyze(capture(source, task.example_input))
         show("choose")
-        kept = self.choose(analysis)
+        scores = self.score(analysis, task, context)
+        sensitivity = find_sensitivity(analysis, task, context) if self.sensitivity else None
+        weigh = list if sensitivity is None else sensitivity.weigh
+        if self.latency is None:
+            kept, latency = self.choose(analysis, scores, shallow, weigh=weigh), None
+        else:
+            original = None if shallow is None else model
+            kept, latency = self.keep_pace(
+                analysis, scores, task, context, original=original, weigh=weigh
+            )
         show("verify")
         oracle = prune_graph(analysis, kept)
         probe = make_probe(analysis)
         error = check_surgery(analysis, kept, oracle, probe)
         show("deliver")
-        delivered = deliver(model, analysis, kept, oracle=oracle, probe=probe)
-        return StageResult(
+        delivered = deliver(source, analysis, kept, oracle=oracle, probe=probe)
+        facts = _facts(analysis, kept, delivered, error) | ({"latency": latency} if latency else {})
+        if sensitivity is not None:
+            facts["sensitivity"] = sensitivity.facts()
+        facts["unranked"] = unranked(scores, analysis)
+        if self.compensate and delivered.plan.slices:
+            facts["compensation"] = recover_(
+                delivered.module,
+                oracle,
+                analysis,
+                kept,
+                task,
+                num_images=self.num_images,
+                context=context,
+            )
+        result = StageResult(
             model=delivered.module,
             structure=delivered.plan.to_json(),
-            facts=_facts(analysis, kept, delivered, error),
+            facts=facts,
         )
+        return result if shallow is None else shallow.extend(result)
 
     def rebuild(self, model: nn.Module, structure: Json, example_input: Tensor) -> nn.Module:
         """Give a copy of `model` the widths of an earlier pruning. Raises BadInput."""
-        plan = Plan.from_json(structure)
-        if plan.delivery == "in_place":
-            return edit_module(model, plan)
-        analysis = analyze(capture(model, example_input))
-        return prune_graph(analysis, kept_from_slices(analysis, plan.slices))
+        source = rebuild_shallow(model, structure.get("depth", {}), example_input)
+        return rebuild(source, Plan.from_json(structure), example_input)
 
-    def choose(self, analysis: Analysis) -> Kept:
-        """Which channels each group keeps within the budget. Raises RecipeError."""
-        name, fraction, cost = self._budget(analysis)
-        whole = cost({})
-        for bundles in self._bundles(analysis):
-            choices = self._choices(analysis, bundles)
-            widths = choose_widths(choices, cost, limit=int(fraction * whole))
-            if widths is not None:
-                return keep_most_important(choices, widths)
-        narrowest = {leaf: n for choice in choices for leaf, n in choice.narrowest().items()}
-        frozen = [f"{why} {share:.0%}" for why, share in analysis.frozen_shares().items()]
-        raise RecipeError(
-            f"prune.{name}={fraction:g} cannot be reached: the smallest reachable fraction is "
-            f"{cost(narrowest) / whole:.3f} with min_keep={self.min_keep:g}, "
-            f"round_to={self.round_to} and the layers that may be pruned; ask for more, lower "
-            "min_keep or round_to, or exclude fewer layers. What keeps channels from being "
-            f"removed, with the share of parameters concerned: {', '.join(frozen[:5]) or 'nothing'}"
+    def _remove_blocks(self, model: nn.Module, task: Task, context: Context) -> Shallow:
+        name, fraction = self._budget
+        return remove_blocks(
+            model,
+            task,
+            max_error=self.depth,
+            fraction=fraction,
+            count=COUNTED.get(name),
+            num_images=self.num_images,
+            include=self.include,
+            exclude=self.exclude,
+            context=context,
         )
 
-    def _bundles(self, analysis: Analysis) -> Iterator[list[list[Var]]]:
-        """What may be pruned, each bundle to one width: first what does no harm, then all.
+    def score(
+        self, analysis: Analysis, task: Task, context: Context = Context()
+    ) -> dict[Var, Tensor]:
+        """How much each channel matters, (C,) for each group that is not frozen.
 
-        Left for the second round: channels that a layer or group norm averages over, since
-        removing some changes the statistics of all that are left; the width of attention heads,
-        where the module computes its scale from it; and channels that a module splits into equal
-        parts where the parts cannot be kept equal. The last two only a graph can say.
+        A group of which the criterion knows nothing is missing, and stays whole. Raises
+        RecipeError where that is true of all, or where the task lacks what the criterion needs.
         """
-        selected = self._selected(group_channels(analysis))
-        spared = {leaf for dim in analysis.spared for leaf in leaves(dim)}
-        harmless = selected.keys() - spared - untied(analysis.ties)
-        tied = (leaf for tie in analysis.ties for dim in tie for leaf in leaves(dim))
-        everything = bundle([*selected, *tied], analysis.ties)
-        yield [together for together in everything if harmless.issuperset(together)]
-        yield bundle(selected, analysis.ties)
-
-    def _budget(self, analysis: Analysis) -> tuple[str, float, Cost]:
-        if self.macs is not None:
-            return "macs", self.macs, analysis.count_macs
-        assert self.parameters is not None
-        return "parameters", self.parameters, analysis.count_parameters
-
-    def _choices(self, analysis: Analysis, bundles: Sequence[Sequence[Var]]) -> list[Choice]:
-        weights = gather_weights(analysis)
-        step = steps(analysis, self.round_to)
         criterion = IMPORTANCE[self.importance]
+        evidence = gather(
+            analysis, criterion.needs, task, num_images=self.num_images, context=context
+        )
+        scores = score(criterion, evidence, reduction=self.reduction)
+        if evidence and not scores:
+            raise RecipeError(
+                f"prune.importance={self.importance!r} tells nothing of this network, which has "
+                "none of what it goes by; choose another, such as 'hessian'"
+            )
+        return rank(scores, analysis, unit=criterion.unit, scope=self.scope)
+
+    def choose(
+        self,
+        analysis: Analysis,
+        scores: Mapping[Var, Tensor],
+        shallow: Shallow | None = None,
+        *,
+        weigh: Weigh = list,
+    ) -> Kept:
+        """Which channels each group keeps within a budget that is counted. Raises RecipeError.
+
+        The budget is a fraction of the network that came in, before blocks were removed.
+        """
+        name, fraction = self._budget
+        if shallow is not None:
+            fraction = shallow.rest_of(fraction, COUNTED[name])
+        cost = COUNTED[name](analysis)
+        rounds = map(weigh, self._rounds(analysis, scores, self.round_to or ROUND_TO))
+        return allocate(name, fraction, rounds, cost, analysis, per=self._price)
+
+    def keep_pace(
+        self,
+        analysis: Analysis,
+        scores: Mapping[Var, Tensor],
+        task: Task,
+        context: Context = Context(),
+        *,
+        original: nn.Module | None = None,
+        weigh: Weigh = list,
+    ) -> tuple[Kept, Json]:
+        """Which channels each group keeps within the latency, and how that was found out.
+
+        Raises RecipeError where it cannot be reached, and without a target or a clock for it.
+        """
+        assert self.latency is not None
+        if self.target is None:
+            raise RecipeError(
+                "prune.latency needs a target, the runtime to measure it on: set prune.target to "
+                "'onnxruntime', say, or run the stage as part of a recipe"
+            )
+        clock = context.find_clock(self.target)
+        round_to = self.round_to or clock.round_to
+        return keep_pace(
+            analysis,
+            list(map(weigh, self._rounds(analysis, scores, round_to))),
+            clock,
+            asked=self.latency,
+            example_input=task.example_input,
+            round_to=round_to,
+            per=self._price,
+            original=original,
+        )
+
+    @property
+    def _budget(self) -> tuple[str, float]:
+        """The budget that was given, and its fraction."""
+        given = ((name, getattr(self, name)) for name in BUDGETS)
+        return next((name, fraction) for name, fraction in given if fraction is not None)
+
+    @property
+    def _price(self) -> Price:
+        """Damage is weighed against what it saves; other importance is a rank of channels."""
+        weighs_damage = IMPORTANCE[self.importance].unit == "damage" and self.scope == "global"
+        return "cost" if weighs_damage or self.sensitivity else "channel"
+
+    def _rounds(
+        self, analysis: Analysis, scores: Mapping[Var, Tensor], round_to: int
+    ) -> Iterator[list[Choice]]:
+        for bundles in find_bundles(analysis, include=self.include, exclude=self.exclude):
+            yield self._choices(analysis, bundles, scores, round_to)
+
+    def _choices(
+        self,
+        analysis: Analysis,
+        bundles: Sequence[Sequence[Var]],
+        scores: Mapping[Var, Tensor],
+        round_to: int,
+    ) -> list[Choice]:
+        step = steps(analysis, round_to)
         return [
             Choice(
-                importance={leaf: normalize(criterion(weights[leaf])) for leaf in together},
+                importance={leaf: scores[leaf] for leaf in together},
                 widths=allowed_widths(
                     together[0].size,
                     step=max(step[leaf] for leaf in together),
@@ -177,29 +295,17 @@ class Prune:
                 ),
             )
             for together in bundles
+            if scores.keys() >= {*together}
         ]
 
-    def _selected(self, groups: Mapping[Var, ChannelGroup]) -> dict[Var, ChannelGroup]:
-        """The groups that may be pruned and that the user's globs leave in."""
-        names = {layer for group in groups.values() for layer in group.layers}
-        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not _matches(names, (pattern,)):
-                    raise RecipeError(
-                        f"prune.{option}: {pattern!r} matches no layer; the layers that make "
-                        f"channels are {', '.join(sorted(names))}"
-                    )
-        return {
-            leaf: group
-            for leaf, group in groups.items()
-            if not is_frozen(leaf)
-            and _matches(group.layers, self.include)
-            and not _matches(group.layers, self.exclude)
-        }
 
-
-def _matches(names: Iterable[str], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def _check_choice(option: str, given: str, known: Iterable[str]) -> None:
+    if given not in known:
+        near = get_close_matches(given, known, n=1)
+        advice = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(
+            f"prune.{option} must be one of {', '.join(known)}, got {given!r}{advice}"
+        )
 
 
 def _facts(analysis: Analysis, kept: Kept, delivered: Delivered, error: float) -> Json:
@@ -213,6 +319,7 @@ def _facts(analysis: Analysis, kept: Kept, delivered: Delivered, error: float) -
         },
         "macs": [analysis.count_macs({}), analysis.count_macs(widths)],
         "parameters": [analysis.count_parameters({}), analysis.count_parameters(widths)],
+        "size": [int(size_cost(analysis)(each)) for each in ({}, widths)],
         "relative_error": error,
         "frozen": analysis.frozen_shares(),
     }

@@ -15,12 +15,13 @@ from torch.fx.node import map_arg
 from slimdown.capture import Analysis
 from slimdown.capture.call import Edit, arguments_of
 from slimdown.capture.dims import Dim, Kept, kept_size
+from slimdown.capture.trainable import TrainableGraph
 from slimdown.prune.plan import Slices, slices_of
 
 
 def prune_graph(analysis: Analysis, kept: Kept) -> GraphModule:
     """Return the analyzed graph without the channels that are not kept; it shares no tensor."""
-    pruned = copy.deepcopy(analysis.graph_module)
+    pruned = TrainableGraph.adopt(copy.deepcopy(analysis.graph_module))
     twins = dict(zip(analysis.graph_module.graph.nodes, pruned.graph.nodes, strict=True))
     for edit, arguments in changed_arguments(analysis, kept):
         _rewrite_(twins[edit.node], edit, arguments, twins)

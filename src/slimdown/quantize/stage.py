@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from slimdown.capture import capture, require_dynamic_batch
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task, batch_device
 from slimdown.errors import BadInput, Interrupted, RecipeError
+from slimdown.images import take_images
 from slimdown.quantize.calibrate import CALIBRATIONS
 from slimdown.quantize.fake_quantize import is_fake_quantized
 from slimdown.quantize.fold import fold_batch_norms
@@ -142,7 +143,8 @@ class Quantize:
                 raise Interrupted("stopped while calibrating; the next run begins this step anew")
 
         device = batch_device(graph_module)
-        batches = (batch.to(device) for batch in _take(task.calibration_batches(), self.num_images))
+        taken = take_images(task.calibration_batches(), self.num_images)
+        batches = (batch.to(device) for batch in taken)
         nodes = {producer: labels[producer] for producer in placement.activations}
         seen = observe(graph_module, nodes, batches, after_batch=count)
         if num_seen == 0:
@@ -166,16 +168,6 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
         "ranges": [],
     }
     return StageResult(model=half, structure={"precision": "float16"}, facts=facts)
-
-
-def _take(batches: Iterable[Tensor], num_images: int) -> Iterator[Tensor]:
-    """The first `num_images` images of batches (N, C, H, W)."""
-    left = num_images
-    for batch in batches:
-        yield batch[:left]
-        left -= len(batch)
-        if left <= 0:
-            return
 
 
 def _check_exclude(patterns: Sequence[str], labels: Collection[str]) -> None:

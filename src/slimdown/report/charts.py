@@ -104,6 +104,22 @@ def draw_widths(widths: Mapping[str, Sequence[int]], *, name: str) -> str:
         return inline_svg(figure, name=name, label="Channels of each layer before and after")
 
 
+def draw_sensitivity(curves: Mapping[str, Sequence[Sequence[float]]], *, name: str) -> str:
+    """The output's error against the share kept of one group alone, a line a group; worst named."""
+    worst = max(curves, key=lambda group: max(error for _, error in curves[group]))
+    with _drawing(150, left=40, right=8, top=8, bottom=34) as (figure, axes):
+        for group, points in curves.items():
+            pairs = sorted([(share, error) for share, error in points] + [(1.0, 0.0)])
+            shares, errors = zip(*pairs, strict=True)
+            color, alpha, width = (AFTER, 1.0, 2.0) if group == worst else (MUTED, 0.5, 1.2)
+            axes.plot(shares, errors, color=color, alpha=alpha, linewidth=width)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"share kept of one group; {_short(worst)} matters most", labelpad=2)
+        _grid_(axes)
+        return inline_svg(figure, name=name, label="Error of the output against the share kept")
+
+
 def draw_ranges(ranges: Sequence[Json], *, name: str, label: str) -> str:
     """What each tensor was seen to hold (gray) and the limits of its scale (accent marks)."""
     low, high, clipped_low, clipped_high = (

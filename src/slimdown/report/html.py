@@ -119,6 +119,10 @@ def _draw_facts(facts: Json, name: str) -> Iterator[Chart]:
     if widths := facts.get("widths"):
         svg = charts.draw_widths(widths, name=f"widths-{name}")
         yield _chart("Channels of each layer", svg, before="before", after="after")
+    if sensitivity := facts.get("sensitivity"):
+        svg = charts.draw_sensitivity(sensitivity, name=f"sensitivity-{name}")
+        title = "Error of the output when one group alone is pruned"
+        yield _chart(title, svg, muted="a group of channels", after="the one that matters most")
     if history := facts.get("history"):
         svg = charts.draw_losses(history, name=f"loss-{name}")
         yield _chart("Training loss", svg, after="loss", muted="soft term", dashed="hard term")

@@ -1,0 +1,165 @@
+"""Keeping to a latency: widths are chosen by a table, and the network that results is timed.
+
+A table of single operators cannot tell how they get on with each other, so the goal of the choice
+is corrected by what was measured until the measured latency is what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from slimdown.capture import Analysis
+from slimdown.capture.dims import Kept
+from slimdown.core import Clock, Json
+from slimdown.prune.allocation import unreachable
+from slimdown.prune.budget import (
+    SMALLEST_SAVING,
+    Choice,
+    Price,
+    choose_widths,
+    keep_most_important,
+    least_cost,
+)
+from slimdown.prune.cost import Cost
+from slimdown.prune.latency import latency_cost
+from slimdown.prune.surgery import prune_graph
+
+TOLERANCE = 0.05
+"""How far the measured latency may be from the one asked for, as a share of that."""
+
+MAX_ATTEMPTS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The channels that are kept for a goal, and the share of the latency that is predicted."""
+
+    kept: Kept
+    predicted: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Chosen):
+    """What was chosen for a goal, and the share of the latency that was measured."""
+
+    goal: float
+    measured: float
+
+    def is_near(self, asked: float) -> bool:
+        return abs(self.measured - asked) <= TOLERANCE * asked
+
+
+def keep_pace(
+    analysis: Analysis,
+    rounds: Sequence[Sequence[Choice]],
+    clock: Clock,
+    *,
+    asked: float,
+    example_input: Tensor,
+    round_to: int,
+    per: Price,
+    original: nn.Module | None = None,
+) -> tuple[Kept, Json]:
+    """Choose channels so that the network takes `asked` of the latency of `original`; say how.
+
+    `rounds` are what may be narrowed: the second where the first does not suffice. `original` is
+    the network that was captured unless it is given. What comes nearest is returned where nothing
+    is within `TOLERANCE`, as where a small network has few widths to choose from. Raises
+    RecipeError where even the narrowest network takes longer.
+    """
+    first = clock.deploy(original or analysis.graph_module, example_input)
+    captured = first if original is None else clock.deploy(analysis.graph_module, example_input)
+    whole_ms, captured_ms = clock.time_networks([first, captured], example_input)
+    cost = latency_cost(analysis, clock, whole_ms=captured_ms, round_to=round_to)
+
+    def choose(goal: float) -> Chosen:
+        return _choose(rounds, cost, goal=goal, whole_ms=whole_ms, per=per)
+
+    def measure(kept: Kept) -> float:
+        pruned = clock.deploy(prune_graph(analysis, kept), example_input)
+        before_ms, after_ms = clock.time_networks([first, pruned], example_input)
+        return after_ms / before_ms
+
+    attempts = approach(asked, choose, measure)
+    best = min(attempts, key=lambda attempt: abs(attempt.measured - asked))
+    is_narrowest = _are_equal(best.kept, choose(0.0).kept)
+    if is_narrowest and best.measured > (1 + TOLERANCE) * asked:
+        raise unreachable("latency", asked, best.measured, analysis)
+    return best.kept, {
+        "runtime": clock.runtime,
+        "asked": asked,
+        "predicted": best.predicted,
+        "measured": best.measured,
+        "original_ms": whole_ms,
+        "attempts": [[each.goal, each.measured] for each in attempts],
+    }
+
+
+def approach(
+    asked: float, choose: Callable[[float], Chosen], measure: Callable[[Kept], float]
+) -> list[Attempt]:
+    """Choose and measure until what is measured is near `asked`, or nothing new can be tried.
+
+    The first goal is `asked`; the next one is scaled by the error, and those after it are taken
+    from the line through the two measurements that are nearest.
+    """
+    attempts: list[Attempt] = []
+    goal = asked
+    while len(attempts) < MAX_ATTEMPTS:
+        chosen = choose(goal)
+        if _was_tried(chosen, attempts):
+            if min(map(_by_measured, attempts)) <= asked:
+                break
+            chosen = choose(0.0)  # all are too slow, and the goal asks for nothing new
+            if _was_tried(chosen, attempts):
+                break
+        attempts.append(Attempt(**vars(chosen), goal=goal, measured=measure(chosen.kept)))
+        if attempts[-1].is_near(asked):
+            break
+        goal = _next_goal(attempts, asked)
+    return attempts
+
+
+def _next_goal(attempts: Sequence[Attempt], asked: float) -> float:
+    last = attempts[-1]
+    if len(attempts) < 2:
+        return min(1.0, last.goal * asked / last.measured)
+    fast = max((a for a in attempts if a.measured <= asked), key=_by_measured, default=None)
+    slow = min((a for a in attempts if a.measured > asked), key=_by_measured, default=None)
+    if fast is None or slow is None:
+        fast, slow = sorted(attempts[-2:], key=_by_measured)
+    rise = slow.measured - fast.measured
+    if rise <= 0:
+        return 0.0 if last.measured > asked else 1.0
+    goal = fast.goal + (asked - fast.measured) / rise * (slow.goal - fast.goal)
+    return min(max(goal, 0.0), 1.0)
+
+
+def _was_tried(chosen: Chosen, attempts: Sequence[Attempt]) -> bool:
+    return any(_are_equal(chosen.kept, attempt.kept) for attempt in attempts)
+
+
+def _by_measured(attempt: Attempt) -> float:
+    return attempt.measured
+
+
+def _choose(
+    rounds: Sequence[Sequence[Choice]], cost: Cost, *, goal: float, whole_ms: float, per: Price
+) -> Chosen:
+    """The channels of the first round that suffices, or else the fewest of all."""
+    limit = goal * whole_ms * (1 + SMALLEST_SAVING)  # a sum of floats may be a trifle more
+    for choices in rounds:
+        widths = choose_widths(choices, cost, limit=limit, per=per)
+        if widths is not None:
+            kept = keep_most_important(choices, widths)
+            return Chosen(kept=kept, predicted=float(cost(widths)) / whole_ms)
+    least_ms, narrowest = least_cost(rounds[-1], cost)
+    kept = keep_most_important(rounds[-1], narrowest)
+    return Chosen(kept=kept, predicted=least_ms / whole_ms)
+
+
+def _are_equal(a: Kept, b: Kept) -> bool:
+    return a.keys() == b.keys() and all(bool((a[leaf] == b[leaf]).all()) for leaf in a)
