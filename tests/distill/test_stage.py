@@ -35,9 +35,11 @@ def test_facts_are_what_the_report_reads(tiny_net: nn.Module, toy_task: Any) -> 
         "seconds_per_epoch",
         "teacher",
         "num_steps",
+        "zeros",
     }
     assert [record["epoch"] for record in facts["history"]] == [1, 2]
     assert facts["teacher"] == "original"
+    assert facts["zeros"] is None
     assert facts["num_steps"] == 8
     assert facts["seconds_per_epoch"] > 0
     assert json.loads(json.dumps(facts)) == facts

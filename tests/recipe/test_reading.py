@@ -144,16 +144,17 @@ def test_variables_are_filled_in_paths_only(tmp_path: Path) -> None:
         ),
         (
             "- quantize",
-            "- sparsify",
+            "- cluster",
             9,
-            "unknown stage 'sparsify' in stages.2: known are distill, prune, quantize",
+            "unknown stage 'cluster' in stages.2: known are distill, iterate, prune, quantize, "
+            "sparsify",
         ),
         (
             "      epochs",
             "    epochs",
             8,
-            "unknown stage 'epochs' in stages.1: known are distill, prune, quantize; "
-            "the settings of a stage are indented below its name",
+            "unknown stage 'epochs' in stages.1: known are distill, iterate, prune, quantize, "
+            "sparsify; the settings of a stage are indented below its name",
         ),
         ("- quantize", "- {}", 9, "an entry of stages names one stage, got none"),
         (

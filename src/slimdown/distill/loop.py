@@ -43,6 +43,7 @@ from slimdown.distill.randomness import (
 )
 from slimdown.distill.settings import TrainSettings
 from slimdown.distill.state import EpochRecord, TrainState
+from slimdown.distill.zeros import Zeros, find_zeros, gradients_of, grow_zeros, set_zero_
 from slimdown.errors import BadInput, Diverged, Interrupted
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -83,6 +84,7 @@ def train(
         context=context,
         objective=make_objective(task, settings, teacher=teacher, device=device),
         device=device,
+        zeros=_choose_zeros(model, task, settings),
     )
     state = TrainState(
         model=model,
@@ -112,6 +114,7 @@ class _Loop:
     context: Context
     objective: Objective
     device: torch.device
+    zeros: Zeros
 
     def run_epoch_(self, state: TrainState) -> None:
         """Do the steps of the epoch that are not done yet, then record and save it."""
@@ -144,9 +147,10 @@ class _Loop:
         self._save(state)
 
     def _step_(self, state: TrainState, batch: Batch, *, num_batches: int) -> None:
+        step, num_steps = state.epoch * num_batches + state.step, self.settings.epochs * num_batches
         state.learning_rate = learning_rate_at(
-            state.epoch * num_batches + state.step,
-            num_steps=self.settings.epochs * num_batches,
+            step,
+            num_steps=num_steps,
             peak=self.settings.peak_rate,
             warmup=self.settings.warmup,
         )
@@ -154,6 +158,9 @@ class _Loop:
         seed = derive_seed(self.context.seed, state.epoch, state.step)
         terms = self.objective.compute(state.model, batch, seed=seed)
         _backward(terms.loss)
+        zeros = self.zeros.find(state.model)
+        gradients = gradients_of(state.model, zeros)
+        set_zero_(gradients, {name: zeros[name] for name in gradients})
         trained = [p for p in state.model.parameters() if p.grad is not None]
         norm = get_total_norm(p.grad for p in trained if p.grad is not None)
         # Before the optimizer's step, so that the weights are still good.
@@ -163,10 +170,13 @@ class _Loop:
             clip_grads_with_norm_(trained, self.settings.clip_norm, norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
+        set_zero_(tensors_of(state.model), zeros)  # momentum would move them on
+        self.zeros.grow_(state.model, step=step, num_steps=num_steps)
         if state.average is not None:
             assert self.settings.ema is not None
             decay = decay_at(state.num_steps, self.settings.ema)
             update_average_(state.average, tensors_of(state.model), decay=decay)
+            set_zero_(state.average, self.zeros.find(state.model))
         state.count_step_(len(batch.inputs), terms._asdict())
 
     def _validate(self, state: TrainState) -> float | None:
@@ -215,6 +225,13 @@ class _Loop:
             f"{settings.peak_rate:g}), set distill.clip_norm (now {settings.clip_norm}) or "
             f"lengthen distill.warmup (now {settings.warmup:g})"
         )
+
+
+def _choose_zeros(model: nn.Module, task: Task, settings: TrainSettings) -> Zeros:
+    """The zeros that training keeps, and those that it shall make."""
+    if settings.sparsity is None:
+        return find_zeros(model)
+    return grow_zeros(model, task.example_input, settings.sparsity)
 
 
 def _backward(loss: Tensor) -> None:

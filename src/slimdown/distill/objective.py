@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
-from slimdown.core import Batch, Task
+from slimdown.core import Batch, Task, logits_of
 from slimdown.distill.augment import Augmentation, augment, mix_up, neighbors
 from slimdown.distill.losses import distillation_loss, mix_terms
 from slimdown.distill.settings import TrainSettings
@@ -82,7 +83,7 @@ class Objective:
     def _compare_with_teacher(self, outputs: Any, inputs: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
-        expected = self.ask_teacher(inputs)
+        outputs, expected = logits_of(outputs), logits_of(self.ask_teacher(inputs))
         _check_logits(outputs, expected)
         return distillation_loss(
             outputs,
@@ -155,4 +156,6 @@ def _check_logits(outputs: Any, expected: Any) -> None:
 
 def _in_float32(outputs: Any) -> Any:
     """Losses are computed in float32, whatever precision autocast left the outputs in."""
-    return outputs.float() if isinstance(outputs, Tensor) else outputs
+    return tree_map(
+        lambda x: x.float() if torch.is_tensor(x) and x.is_floating_point() else x, outputs
+    )

@@ -45,12 +45,15 @@ class TrainSettings:
     """a of the Beta(a, a) that blends each image with another one; 0: no blending."""
     amp: Amp = "auto"
     """Mixed precision in bfloat16; auto: on GPUs that have it."""
+    sparsity: float | None = None
+    """The share of each layer's weights that training sets to zero by and by, the least first, over
+    the first half of its steps; None: it only keeps the zeros that are there."""
 
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.optimizer, get_args(Optimizer))
         _check_choice("augment", self.augment, get_args(Augment))
         _check_choice("amp", self.amp, get_args(Amp))
-        rate, ema, clip = self.learning_rate, self.ema, self.clip_norm
+        rate, ema, clip, zeros = self.learning_rate, self.ema, self.clip_norm, self.sparsity
         _check("epochs", self.epochs, self.epochs >= 1, "counts passes over the data: >= 1")
         _check("alpha", self.alpha, 0 <= self.alpha <= 1, "is the weight of the labels: 0 to 1")
         _check("temperature", self.temperature, 0 < self.temperature < inf, "must be > 0")
@@ -60,6 +63,7 @@ class TrainSettings:
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "is a share of the steps: [0, 1)")
         _check("ema", ema, ema is None or 0 < ema < 1, "is a decay in (0, 1), such as 0.999")
         _check("clip_norm", clip, clip is None or clip > 0, "must be > 0, or null for no limit")
+        _check("sparsity", zeros, zeros is None or 0 < zeros < 1, "is a share of zeros in (0, 1)")
         _check("mixup", self.mixup, 0 <= self.mixup < inf, "is a of Beta(a, a) and must be >= 0")
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from slimdown.core import Context, Json, StageResult, Target, Task
 from slimdown.distill.loop import Trained, train
 from slimdown.distill.settings import TrainSettings
+from slimdown.distill.zeros import share_of_sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,4 +42,5 @@ class Distill(TrainSettings):
             "seconds_per_epoch": trained.seconds / self.epochs,
             "teacher": "none" if self.alpha == 1.0 else "original",
             "num_steps": trained.num_steps,
+            "zeros": share_of_sparse(trained.model),
         }

@@ -1,5 +1,6 @@
 """Recipes: what to do to a model, in a YAML file or in Python."""
 
+from slimdown.recipe.entries import iterate as iterate
 from slimdown.recipe.reading import dump_recipe as dump_recipe
 from slimdown.recipe.reading import load_recipe as load_recipe
 from slimdown.recipe.spec import STAGES as STAGES

@@ -71,7 +71,7 @@ def _describe_unknown(keys: Keys) -> str:
     advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
     if not near and not above and (kind := difflib.get_close_matches(str(key), STAGES, n=1)):
         advice = f"did you mean the stage {kind[0]!r}? Stages are listed below `stages`"
-    if set(known) != set(STAGES):
+    if not STAGES.keys() <= set(known):
         return f"unknown key {key!r} in {_dotted(above)}: {advice}"
     if not near:
         advice += "; the settings of a stage are indented below its name"

@@ -14,6 +14,7 @@ from typing import Any
 
 from slimdown.errors import RecipeError
 from slimdown.recipe.document import OPTION, Document, Keys, read_value
+from slimdown.recipe.entries import find_kind
 
 _PART = re.compile(r"(?P<key>[^\[\].]+)(?:\[(?P<index>\d+)\])?")
 
@@ -51,10 +52,9 @@ def _parse_keys(key: str) -> Keys:
 
 
 def _find_stage(stages: Any, keys: Keys, place: str) -> Keys:
-    """Turn ("prune", 1, "macs") into ("stages", 4, "prune", "macs")."""
+    """Turn ("prune", 1, "macs") into ("stages", 4, "prune", "macs"), in rounds, too."""
     kind, *rest = keys
-    entries = enumerate(stages if isinstance(stages, list) else [])
-    found = [index for index, entry in entries if isinstance(entry, dict) and kind in entry]
+    found = find_kind(stages, str(kind))
     is_numbered = bool(rest) and isinstance(rest[0], int)
     chosen = int(rest.pop(0)) if is_numbered else 0
     if len(found) > 1 and not is_numbered:
@@ -68,7 +68,7 @@ def _find_stage(stages: Any, keys: Keys, place: str) -> Keys:
         raise RecipeError(
             f"{place}: the last {kind} stage of this recipe is {kind}[{len(found) - 1}]"
         )
-    return ("stages", found[chosen], kind, *rest)
+    return ("stages", *found[chosen], kind, *rest)
 
 
 def _set(values: Any, keys: Keys, value: Any, place: str) -> None:

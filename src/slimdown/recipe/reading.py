@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from slimdown.errors import RecipeError
 from slimdown.recipe.document import Document, read_document, write_document
+from slimdown.recipe.entries import ITERATE, name_entries
 from slimdown.recipe.mistakes import explain
 from slimdown.recipe.overrides import override
 from slimdown.recipe.paths import make_paths_absolute, resolve_paths
@@ -31,7 +32,7 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     document = _name_stages(read_document(content, name=str(path)))
     for option in overrides:
-        document = _name_stages(override(document, option, kinds=tuple(STAGES)))
+        document = _name_stages(override(document, option, kinds=(*STAGES, ITERATE)))
     document = resolve_paths(document, folder=path.absolute().parent)
     values = {"name": path.stem, **document.values}
     try:
@@ -50,9 +51,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _name_stages(document: Document) -> Document:
-    """Write `- quantize` as `- quantize: {}`, its meaning, wherever the settings are left out."""
-    stages = document.values.get("stages")
-    if not isinstance(stages, list):
+    """Write out the stages that are given by their names alone."""
+    if "stages" not in document.values:
         return document
-    entries = [{entry: {}} if isinstance(entry, str) else entry for entry in stages]
-    return replace(document, values={**document.values, "stages": entries})
+    values = {**document.values, "stages": name_entries(document.values["stages"])}
+    return replace(document, values=values)

@@ -1,7 +1,4 @@
-"""What a recipe is: stages, targets and a budget; in Python, as JSON, and as a JSON Schema.
-
-Adding a stage is one line in `STAGES`: the recipe file, its schema and the overrides follow.
-"""
+"""What a recipe is: stages, targets and a budget; in Python, as JSON, and as a JSON Schema."""
 
 from __future__ import annotations
 
@@ -10,64 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetPydanticSchema,
-    TypeAdapter,
-    create_model,
-)
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter
 
 from slimdown.core import Budget, Json, Stage
 from slimdown.distill import Distill
 from slimdown.errors import RecipeError
 from slimdown.load import DataSource, ModelSource
 from slimdown.measure import MeasureSettings
-from slimdown.prune import Prune
 from slimdown.quantize import Quantize
-from slimdown.store import settings_of
+from slimdown.recipe.entries import STAGES as STAGES
+from slimdown.recipe.entries import STRICT, read_stages
+from slimdown.sparsify import Sparsify
 from slimdown.targets import TARGETS, find_target
-
-STAGES: dict[str, type[Stage]] = {"prune": Prune, "distill": Distill, "quantize": Quantize}
-
-# The nested dataclasses have no configuration of their own, so they take this one.
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-)
-
-
-def _read_entry(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-    """Read and write a stage as the one-key mapping `{kind: settings}`."""
-    fields: dict[str, Any] = {kind: (stage | None, None) for kind, stage in STAGES.items()}
-    config = ConfigDict(**_STRICT, json_schema_extra={"minProperties": 1, "maxProperties": 1})
-    entry = create_model("StageEntry", __config__=config, **fields)
-    return core_schema.no_info_after_validator_function(
-        _stage_of,
-        handler.generate_schema(entry),
-        serialization=core_schema.plain_serializer_function_ser_schema(stage_to_json),
-    )
-
-
-def _stage_of(entry: Any) -> Stage:
-    kinds = sorted(entry.model_fields_set)
-    if len(kinds) != 1:
-        given = " and ".join(kinds) or "none"
-        raise RecipeError(
-            f"an entry of stages names one stage, got {given}: give each its own dash, "
-            "with its settings indented below it"
-        )
-    stage: Stage | None = getattr(entry, kinds[0])
-    return STAGES[kinds[0]]() if stage is None else stage
-
-
-def stage_to_json(stage: Stage) -> Json:
-    """A stage as its entry in a recipe, with every default spelled out."""
-    return {stage.kind: settings_of(stage)}
 
 
 def _check_target(name: str) -> str:
@@ -84,8 +37,9 @@ TargetName = Annotated[
 class Recipe:
     """What to do to a model, where it will run, and what the result must keep to."""
 
-    stages: Sequence[Annotated[Stage, GetPydanticSchema(_read_entry)]]
-    """The steps in their order; each may come often, or not at all."""
+    stages: Annotated[Sequence[Stage], GetPydanticSchema(read_stages)]
+    """The steps in their order; each may come often, or not at all. `iterate` goes through stages
+    of its own in several rounds, each a part of the way."""
     _: KW_ONLY
     name: str = "run"
     """Also the name of the run's folder; without it, that of the recipe's file."""
@@ -104,7 +58,7 @@ class Recipe:
     schema_version: Literal[1] = 1
     """The version of this format."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -112,7 +66,7 @@ class Recipe:
         for stage in self.stages:
             if isinstance(stage, type) or not hasattr(stage, "kind"):
                 raise RecipeError(f"stages are such as Prune(macs=0.5), got {stage!r}")
-        _check_order([stage for stage in self.stages if isinstance(stage, Quantize | Distill)])
+        _check_order(self.stages)
         if not re.fullmatch(r"\w[\w .+-]*", self.name):
             raise RecipeError(
                 "name is also the name of a folder: a letter or digit, then letters, digits, "
@@ -131,7 +85,7 @@ class Recipe:
         return hash(RECIPE.dump_json(self))  # the options of a model are a dictionary
 
 
-def _check_order(stages: Sequence[Quantize | Distill]) -> None:
+def _check_order(stages: Sequence[Stage]) -> None:
     """Refuse an order that a stage would refuse only when its turn comes, hours later."""
     quantized: Quantize | None = None
     for stage in stages:
@@ -139,7 +93,17 @@ def _check_order(stages: Sequence[Quantize | Distill]) -> None:
             raise RecipeError("stages quantizes twice: a model is quantized once, keep one of them")
         if isinstance(stage, Quantize):
             quantized = stage
-        elif quantized is not None and quantized.precision == "float16":
+        elif isinstance(stage, Sparsify) and quantized is not None:
+            raise RecipeError(
+                "stages sparsifies a quantized model, whose weights are rounded already: "
+                "put sparsify before quantize, which keeps the zeros"
+            )
+        elif isinstance(stage, Distill) and quantized and stage.sparsity is not None:
+            raise RecipeError(
+                f"stages distills to sparsity={stage.sparsity:g} after quantize, whose weights can "
+                "get no more zeros: put that distill before quantize, which keeps them"
+            )
+        elif isinstance(stage, Distill) and quantized and quantized.precision == "float16":
             raise RecipeError(
                 "stages distills a model in float16, which training does not survive: "
                 "put distill before quantize"
@@ -164,9 +128,10 @@ def recipe_schema() -> Json:
 @cache
 def _schema() -> Json:
     schema = RECIPE.json_schema()
-    stages = schema["properties"]["stages"]
-    # A stage that needs no settings is also read as its name alone: `- quantize`.
-    stages["items"] = {"anyOf": [{"enum": list(STAGES)}, stages["items"]]}
+    for owner in (schema, schema["$defs"]["Iterate"]):
+        stages = owner["properties"]["stages"]
+        # A stage that needs no settings is also read as its name alone: `- quantize`.
+        stages["items"] = {"anyOf": [{"enum": list(STAGES)}, stages["items"]]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
