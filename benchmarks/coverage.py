@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 COLUMNS = (
@@ -127,7 +128,8 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
             analysis = analyze(graph)
         row["frozen"] = json.dumps({k: round(v, 3) for k, v in analysis.frozen_shares().items()})
         with timed("choose"):
-            kept = Prune(macs=keep, importance="l2").choose(analysis)
+            stage = Prune(macs=keep, importance="l2")  # which looks at no images
+            kept = stage.choose(analysis, stage.score(analysis, SimpleNamespace()))
         with timed("surgery"):
             oracle = prune_graph(analysis, kept)
         row["peak_mb"] = round((_peak() - base) / 2**20)
@@ -160,9 +162,11 @@ def _onnx_error(model: Any, example: Any) -> float:
     import onnxruntime
     import torch
 
+    from slimdown.capture import traceable
     from slimdown.prune.probe import relative_error
     from slimdown.targets.onnx import Dialect, to_onnx
 
+    model = traceable(model)  # a detector takes one tensor then
     plain = Dialect(int32_biases=False, weight_zero_points=True, fences=False, least_channels=0)
     inputs = torch.cat([example, torch.randn_like(example)])
     options = onnxruntime.SessionOptions()
