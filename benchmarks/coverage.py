@@ -104,7 +104,7 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
     from slimdown.capture import analyze, capture
     from slimdown.errors import SlimdownError
     from slimdown.prune import Prune
-    from slimdown.prune.delivery import deliver
+    from slimdown.prune.delivery.deliver import deliver
     from slimdown.prune.probe import make_probe
     from slimdown.prune.surgery import prune_graph
     from slimdown.prune.verify import Unverified, check_surgery

@@ -37,7 +37,7 @@ import slimdown
 from slimdown import Context, Distill, Prune
 from slimdown.capture.dims import Kept
 from slimdown.core import Clock
-from slimdown.prune.pace import Attempt, Chosen, approach
+from slimdown.prune.budget.pace import Attempt, Chosen, approach
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 

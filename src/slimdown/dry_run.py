@@ -18,7 +18,7 @@ from slimdown.load import ModelSource, load_model, runs_user_code
 from slimdown.measure import count_parameters
 from slimdown.plan import plan_steps
 from slimdown.prune import Prune
-from slimdown.prune.importance import IMPORTANCE
+from slimdown.prune.importance.criteria import IMPORTANCE
 from slimdown.quantize import Quantize
 from slimdown.recipe import Recipe
 from slimdown.sparsify import Sparsify

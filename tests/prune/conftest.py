@@ -246,8 +246,8 @@ def fake_clock() -> Callable[..., Any]:
     A network takes as long as its operators and `overhead_ms`; `asked` holds what it was asked for.
     """
     from slimdown.capture import analyze, capture
-    from slimdown.prune.cost import evaluate
-    from slimdown.prune.latency import timed_operators
+    from slimdown.prune.budget.cost import evaluate
+    from slimdown.prune.budget.latency import timed_operators
 
     class FakeClock:
         runtime = "fake 1"

@@ -9,10 +9,10 @@ from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var
 from slimdown.errors import RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.allocation import BUDGETS, COUNTED, allocate, check_budgets
-from slimdown.prune.budget import Choice, least_cost
-from slimdown.prune.cost import Cost, Term, volume_cost
-from slimdown.prune.selection import find_bundles
+from slimdown.prune.budget.allocation import BUDGETS, COUNTED, allocate, check_budgets
+from slimdown.prune.budget.cost import Cost, Term, volume_cost
+from slimdown.prune.budget.selection import find_bundles
+from slimdown.prune.budget.widths import Choice, least_cost
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var, concat, leaves, product
-from slimdown.prune.budget import (
+from slimdown.prune.budget.cost import Cost, volume_cost
+from slimdown.prune.budget.widths import (
     Choice,
     allowed_widths,
     bundle,
@@ -17,7 +18,6 @@ from slimdown.prune.budget import (
     steps,
     untied,
 )
-from slimdown.prune.cost import Cost, volume_cost
 
 
 @given(st.integers(1, 300), st.integers(1, 32), st.floats(0, 1))

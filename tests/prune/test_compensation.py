@@ -17,10 +17,10 @@ from slimdown.core import Context
 from slimdown.errors import Interrupted, RecipeError
 from slimdown.load import ModelSource, load_model
 from slimdown.prune import Prune
-from slimdown.prune.compensation import compensate_
-from slimdown.prune.norms import Statistics, renew, restore_statistics, statistics_of
+from slimdown.prune.compensation.compensate import compensate_
+from slimdown.prune.compensation.norms import Statistics, renew, restore_statistics, statistics_of
+from slimdown.prune.compensation.streams import arrange
 from slimdown.prune.probe import relative_error
-from slimdown.prune.streams import arrange
 from slimdown.prune.surgery import prune_graph
 from slimdown.quantize import Quantize
 
@@ -115,7 +115,7 @@ def test_an_activation_is_fitted_behind_not_before(compensated, monkeypatch):
         nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1)
     )
     *_, behind = compensated(model, images(), "0", width=6)
-    monkeypatch.setattr("slimdown.prune.fitting.MAX_ROUNDS", 0)
+    monkeypatch.setattr("slimdown.prune.compensation.fitting.MAX_ROUNDS", 0)
     *_, before = compensated(model, images(), "0", width=6)
     assert behind.facts["layers"]["2"]["error"][1] < 0.98 * before.facts["layers"]["2"]["error"][1]
 
@@ -306,7 +306,7 @@ def test_images_are_held_out_of_what_is_learned_from(networks, monkeypatch):
         tuple(image.flatten()[:8].tolist()) for image in torch.cat([train, train.flip(-1)])
     }
     assert not any(tuple(image.flatten()[:8].tolist()) in everything for image in held_out)
-    monkeypatch.setattr("slimdown.prune.streams.MAX_BYTES", 0)
+    monkeypatch.setattr("slimdown.prune.compensation.streams.MAX_BYTES", 0)
     few = arrange(analysis, [images(20)], mirror=True)
     assert (len(few.train), len(few.held_out)) == (1, 1)
 

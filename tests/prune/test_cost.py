@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var, concat, product
-from slimdown.prune.cost import (
+from slimdown.prune.budget.cost import (
     evaluate,
     leaves_of,
     mac_cost,

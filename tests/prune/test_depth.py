@@ -16,9 +16,9 @@ from slimdown.capture import analyze, capture
 from slimdown.core import Context
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.branches import Bypassed, bypass, find_branches
-from slimdown.prune.cost import mac_cost
-from slimdown.prune.depth import remove_blocks
+from slimdown.prune.budget.cost import mac_cost
+from slimdown.prune.depth.blocks import remove_blocks
+from slimdown.prune.depth.branches import Bypassed, bypass, find_branches
 from slimdown.prune.verification import verify
 from slimdown.saved import load, save
 

@@ -12,11 +12,11 @@ from slimdown.capture import analyze, capture
 from slimdown.capture.dims import is_frozen, leaves
 from slimdown.core import Batch, Context
 from slimdown.errors import RecipeError
-from slimdown.prune.evidence import gather, gather_weights
-from slimdown.prune.gates import find_gates
-from slimdown.prune.lookout import MIN_DERIVATIVE_IMAGES, Lookout
-from slimdown.prune.observe import moments_of
-from slimdown.prune.projection import project
+from slimdown.prune.importance.evidence import gather, gather_weights
+from slimdown.prune.importance.gates import find_gates
+from slimdown.prune.importance.lookout import MIN_DERIVATIVE_IMAGES, Lookout
+from slimdown.prune.importance.observe import moments_of
+from slimdown.prune.importance.projection import project
 from slimdown.prune.sites import find_sites
 
 EVERYTHING = ("noise", "weights", "scales", "inputs", "loss_gates", "output_gates")

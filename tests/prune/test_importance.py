@@ -13,9 +13,9 @@ from slimdown.capture.dims import Var, leaves
 from slimdown.core import Context
 from slimdown.errors import RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.evidence import Evidence, Inputs, gather
-from slimdown.prune.gates import Derivatives
-from slimdown.prune.importance import IMPORTANCE, REDUCTION, Importance, Reduction, score
+from slimdown.prune.importance.criteria import IMPORTANCE, REDUCTION, Importance, Reduction, score
+from slimdown.prune.importance.evidence import Evidence, Inputs, gather
+from slimdown.prune.importance.gates import Derivatives
 
 MADE = torch.tensor([[3.0, 0.0], [1.0, -1.0], [0.0, 0.5]])
 READ = torch.tensor([[4.0], [2.0], [-1.0]])

@@ -11,7 +11,7 @@ from torch import nn
 
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var
-from slimdown.prune.latency import (
+from slimdown.prune.budget.latency import (
     Table,
     grid_points,
     interpolate,
@@ -113,6 +113,6 @@ def test_equal_operators_are_asked_for_once(fake_clock):
 
 
 def _full(size):
-    from slimdown.prune.cost import evaluate
+    from slimdown.prune.budget.cost import evaluate
 
     return evaluate(size, {})

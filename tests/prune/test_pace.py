@@ -13,7 +13,7 @@ from slimdown.capture.dims import Var
 from slimdown.core import Context
 from slimdown.errors import RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.pace import Chosen, approach
+from slimdown.prune.budget.pace import Chosen, approach
 
 
 def work(operation):

@@ -7,7 +7,7 @@ from torch import nn
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import leaves
 from slimdown.prune import Prune
-from slimdown.prune.ranking import outlines, rank
+from slimdown.prune.importance.ranking import outlines, rank
 
 
 class Stages(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slimdown.capture import capture
-from slimdown.prune.readers import reader_of
+from slimdown.prune.compensation.readers import reader_of
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimdown.prune.regression import Ridge
+from slimdown.prune.compensation.regression import Ridge
 
 
 def reference(x, r, penalty, *, intercept):

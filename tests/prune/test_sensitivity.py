@@ -14,9 +14,9 @@ from slimdown.capture.dims import Var
 from slimdown.core import Context
 from slimdown.errors import RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.budget import Choice, choose_widths, losses
-from slimdown.prune.cost import volume_cost
-from slimdown.prune.sensitivity import Sensitivity, tried_widths, with_damage
+from slimdown.prune.budget.cost import volume_cost
+from slimdown.prune.budget.sensitivity import Sensitivity, tried_widths, with_damage
+from slimdown.prune.budget.widths import Choice, choose_widths, losses
 
 
 @pytest.fixture

@@ -58,6 +58,25 @@ def prune(model, task_for, **settings):
     return Prune(**settings)(model, task_for(8, 8, 8))
 
 
+class AnySize(Transformer):
+    """The same without the table, so that it takes images of any size."""
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for attention in self.attentions:
+            x = x + attention(x)[0]
+        return self.head(x.mean(1))
+
+
+def test_the_reason_says_where_only_one_image_size_is_left(task_for):
+    result = prune(AnySize(), task_for)
+    assert "as graphs run attentions.0, attentions.1" in result.facts["reason"]
+    assert result.facts["reason"].endswith(
+        "it takes images of 8 x 8 pixels only, unlike the original"
+    )
+    assert "pixels" not in prune(Transformer(), task_for).facts["reason"]
+
+
 def test_only_what_cannot_say_its_sizes_runs_as_a_graph(task_for, masked_outputs):
     model = Transformer().eval()
     result = prune(model, task_for)

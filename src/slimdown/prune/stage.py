@@ -13,20 +13,20 @@ from slimdown.capture import Analysis, analyze, capture
 from slimdown.capture.dims import Kept, Var
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task
 from slimdown.errors import RecipeError
-from slimdown.prune.allocation import BUDGETS, COUNTED, allocate, check_budgets
-from slimdown.prune.budget import Choice, Price, allowed_widths, steps
-from slimdown.prune.compensation import recover_
-from slimdown.prune.cost import size_cost
-from slimdown.prune.delivery import Delivered, deliver, rebuild
-from slimdown.prune.depth import Shallow, rebuild_shallow, remove_blocks
-from slimdown.prune.evidence import gather
-from slimdown.prune.importance import IMPORTANCE, REDUCTION, Importance, Reduction, score
-from slimdown.prune.pace import keep_pace
+from slimdown.prune.budget.allocation import BUDGETS, COUNTED, allocate, check_budgets
+from slimdown.prune.budget.cost import size_cost
+from slimdown.prune.budget.pace import keep_pace
+from slimdown.prune.budget.selection import find_bundles
+from slimdown.prune.budget.sensitivity import Weigh, find_sensitivity
+from slimdown.prune.budget.widths import Choice, Price, allowed_widths, steps
+from slimdown.prune.compensation.compensate import recover_
+from slimdown.prune.delivery.deliver import Delivered, deliver, rebuild
+from slimdown.prune.depth.blocks import Shallow, rebuild_shallow, remove_blocks
+from slimdown.prune.importance.criteria import IMPORTANCE, REDUCTION, Importance, Reduction, score
+from slimdown.prune.importance.evidence import gather
+from slimdown.prune.importance.ranking import SCOPE, Scope, rank, unranked
 from slimdown.prune.plan import Plan
 from slimdown.prune.probe import make_probe
-from slimdown.prune.ranking import SCOPE, Scope, rank, unranked
-from slimdown.prune.selection import find_bundles
-from slimdown.prune.sensitivity import Weigh, find_sensitivity
 from slimdown.prune.surgery import prune_graph, size_after
 from slimdown.prune.verify import check_surgery
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from slimdown.capture import analyze, capture, traceable
 from slimdown.core import StageResult
-from slimdown.prune.delivery import output_error
-from slimdown.prune.depth import rebuild_shallow
+from slimdown.prune.delivery.deliver import output_error
+from slimdown.prune.depth.blocks import rebuild_shallow
 from slimdown.prune.plan import Plan, kept_from_slices, slices_of
 from slimdown.prune.probe import make_probe
 from slimdown.prune.surgery import prune_graph

@@ -16,7 +16,7 @@ from slimdown.core import Json, Stage
 from slimdown.distill import Distill
 from slimdown.errors import RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.allocation import BUDGETS
+from slimdown.prune.budget.allocation import BUDGETS
 from slimdown.quantize import Quantize
 from slimdown.sparsify import Sparsify
 from slimdown.store import settings_of

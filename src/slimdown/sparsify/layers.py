@@ -15,8 +15,8 @@ from torch.fx import GraphModule, Node
 
 from slimdown.capture import find_tensor
 from slimdown.capture.call import arguments_of, operator_name
-from slimdown.prune.branches import module_of
-from slimdown.prune.readers import Reader, reader_of
+from slimdown.prune.compensation.readers import Reader, reader_of
+from slimdown.prune.depth.branches import module_of
 from slimdown.prune.sites import CONVOLUTIONS, LINEAR, TRANSPOSED
 
 LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)

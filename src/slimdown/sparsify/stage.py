@@ -17,7 +17,7 @@ from slimdown.capture import capture, find_tensor
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task, batch_device
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.images import take_images
-from slimdown.prune.selection import matches
+from slimdown.prune.budget.selection import matches
 from slimdown.sparsify.gains import describe_gains
 from slimdown.sparsify.layers import Weight, find_weights
 from slimdown.sparsify.pattern import Pattern, keep_largest

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from slimdown.capture import has_dynamic_batch
 from slimdown.capture.call import arguments_of
-from slimdown.prune.streams import Stream
+from slimdown.prune.compensation.streams import Stream
 
 
 @torch.no_grad()

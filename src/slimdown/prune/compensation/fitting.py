@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimdown.prune.following import Following
-from slimdown.prune.readers import Reader
-from slimdown.prune.regression import Correction, Ridge
+from slimdown.prune.compensation.following import Following
+from slimdown.prune.compensation.readers import Reader
+from slimdown.prune.compensation.regression import Correction, Ridge
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, float("inf"))
 """Penalties to choose from, over the mean square of an input; the last leaves weights alone."""

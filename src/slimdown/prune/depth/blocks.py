@@ -30,11 +30,11 @@ from slimdown.capture import (
 from slimdown.core import Context, Json, Progress, StageResult, Task
 from slimdown.errors import BadInput, Interrupted
 from slimdown.images import take_images
-from slimdown.prune.branches import Branch, Bypassed, alive_nodes, bypass, find_branches
-from slimdown.prune.cost import Cost
+from slimdown.prune.budget.cost import Cost
+from slimdown.prune.budget.selection import matches
+from slimdown.prune.depth.branches import Branch, Bypassed, alive_nodes, bypass, find_branches
+from slimdown.prune.depth.removal import find_replacements, replace_modules
 from slimdown.prune.probe import Probe, floating_outputs, make_probe, relative_error
-from slimdown.prune.removal import find_replacements, replace_modules
-from slimdown.prune.selection import matches
 from slimdown.prune.verify import TOLERANCE, Unverified
 
 Count: TypeAlias = Callable[[Analysis], Cost]

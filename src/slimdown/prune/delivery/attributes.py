@@ -16,9 +16,9 @@ from torch import nn
 
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Kept
+from slimdown.prune.delivery.traced import modules_of
 from slimdown.prune.plan import Attributes, slices_of
 from slimdown.prune.surgery import changed_arguments
-from slimdown.prune.traced import modules_of
 
 Size: TypeAlias = int | tuple[int, ...]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from slimdown.capture.dims import Var
-from slimdown.prune.evidence import Evidence, Need
-from slimdown.prune.ranking import Unit
+from slimdown.prune.importance.evidence import Evidence, Need
+from slimdown.prune.importance.ranking import Unit
 
 Members: TypeAlias = Sequence[Tensor]
 """(C,) of each member; none where nothing is known."""

@@ -14,7 +14,7 @@ from slimdown.capture import Analysis
 from slimdown.core import Batch, Context, Progress, Task, batch_device
 from slimdown.errors import RecipeError
 from slimdown.images import take_images
-from slimdown.prune.gates import Loss
+from slimdown.prune.importance.gates import Loss
 from slimdown.prune.running import images_at_once
 
 DERIVATIVE_MACS = 250_000_000_000

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Cat, Dim, Kept, Var, leaves, paired_leaves, resolve
-from slimdown.prune.cost import Cost
+from slimdown.prune.budget.cost import Cost
 
 MIN_STEPS = 4
 """A narrow group gets at least this many widths to choose from: 16 channels go by 4s, not by 8s."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from slimdown.capture import Analysis
-from slimdown.prune.attributes import is_torchs
+from slimdown.prune.delivery.attributes import is_torchs
+from slimdown.prune.delivery.traced import modules_of
 from slimdown.prune.probe import Probe, Replay
-from slimdown.prune.traced import modules_of
 
 MOST_TRACED = 0.5
 """The share of the parameters that one traced submodule may hold: more is a graph by itself."""

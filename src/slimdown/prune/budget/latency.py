@@ -23,7 +23,7 @@ from torch.fx import Node
 from slimdown.capture import Analysis
 from slimdown.capture.call import Shape, arguments_of, operator_name
 from slimdown.core import Clock, Operation
-from slimdown.prune.cost import (
+from slimdown.prune.budget.cost import (
     Cost,
     Size,
     Term,

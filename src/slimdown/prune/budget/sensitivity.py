@@ -22,7 +22,7 @@ from slimdown.capture.dims import Var
 from slimdown.core import Context, Progress, Task, batch_device
 from slimdown.errors import RecipeError
 from slimdown.images import take_images
-from slimdown.prune.budget import Choice, keep_most_important, losses
+from slimdown.prune.budget.widths import Choice, keep_most_important, losses
 from slimdown.prune.groups import group_channels
 from slimdown.prune.probe import relative_error
 from slimdown.prune.surgery import prune_graph

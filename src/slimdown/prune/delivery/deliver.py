@@ -26,12 +26,12 @@ from slimdown.capture import (
     whole,
 )
 from slimdown.capture.dims import Kept
-from slimdown.prune.attributes import guess_attributes
-from slimdown.prune.blame import find_culprit, lost_modules, widen
+from slimdown.prune.delivery.attributes import guess_attributes
+from slimdown.prune.delivery.blame import find_culprit, lost_modules, widen
+from slimdown.prune.delivery.traced import trace_submodules_
 from slimdown.prune.plan import Plan, kept_from_slices, plan_of, slices_of
 from slimdown.prune.probe import Probe, floating_outputs, make_probe, relative_error
 from slimdown.prune.surgery import prune_graph, slice_tensors_
-from slimdown.prune.traced import trace_submodules_
 from slimdown.prune.verify import TOLERANCE
 
 MAX_ROUNDS = 6
@@ -77,14 +77,14 @@ def deliver(
         best = attempts[-1] if not attempts[-1].refusal else surgery.try_tracing(attempts[0])
         if not best.refusal:
             assert best.module is not None
-            praise = _praise(surgery, best.plan, reason)
+            praise = _praise(surgery, best.plan, best.module, reason)
             return Delivered(module=whole(best.module), plan=best.plan, reason=praise)
     require_dynamic_batch(analysis.graph_module)
     try:
         untrainable = train_once(oracle, probe.inputs[0])
     except Exception as failure:  # an operator without a gradient
         untrainable = _in_one_line(failure)
-    remarks = [reason, _tell_lost(model, analysis, "")]
+    remarks = [reason, _tell_lost(model, analysis, ""), _tell_size(model, oracle, probe)]
     remarks += [f"the graph cannot be trained: {untrainable}"] if untrainable else []
     return Delivered(
         module=oracle,
@@ -232,18 +232,38 @@ def train_once(module: nn.Module, inputs: Tensor) -> str:
     return ""
 
 
-def _praise(surgery: Surgery, plan: Plan, first_refusal: str) -> str:
+def _praise(surgery: Surgery, plan: Plan, module: nn.Module, first_refusal: str) -> str:
     reason = "the edited module equals the pruned graph and can be trained"
     if plan.traced:
         lost = [_tell_lost(surgery.model, surgery.analysis, name) for name in plan.traced]
         traced = f"as graphs run {_list(plan.traced)}, since {first_refusal}"
-        reason = "; ".join([reason, traced, *filter(None, lost[:1])])
+        size = _tell_size(surgery.model, module, surgery.probe)
+        reason = "; ".join(filter(None, [reason, traced, *lost[:1], size]))
     return reason
 
 
 def _tell_lost(model: nn.Module, analysis: Analysis, name: str) -> str:
     lost = lost_modules(model, analysis, name)
     return f"what acts in training only is gone: {_list(lost)}" if lost else ""
+
+
+def _tell_size(model: nn.Module, pruned: nn.Module, probe: Probe) -> str:
+    """Say so where `pruned` takes images of one size only, and `model` takes others, too."""
+    example = probe.inputs[0][:1]
+    height, width = example.shape[2:]
+    larger = example.new_zeros(*example.shape[:2], height + 32, width + 64)  # strides divide 32
+    if _runs(model, larger) and not _runs(pruned, larger):
+        return f"it takes images of {height} x {width} pixels only, unlike the original"
+    return ""
+
+
+def _runs(model: nn.Module, images: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            traceable(copy.deepcopy(model)).eval()(images)
+    except Exception:  # whatever a model raises at a size that it does not take
+        return False
+    return True
 
 
 def _list(names: Sequence[str]) -> str:

@@ -19,10 +19,10 @@ from slimdown.capture import Analysis
 from slimdown.capture.call import arguments_of, operator_name
 from slimdown.capture.dims import Dim, Var, is_frozen, leaves, rows_of_leaves
 from slimdown.core import Context, Task
-from slimdown.prune.gates import Derivatives, differentiate, find_gates
-from slimdown.prune.lookout import Lookout, task_loss
-from slimdown.prune.observe import Moments, observe
-from slimdown.prune.projection import project
+from slimdown.prune.importance.gates import Derivatives, differentiate, find_gates
+from slimdown.prune.importance.lookout import Lookout, task_loss
+from slimdown.prune.importance.observe import Moments, observe
+from slimdown.prune.importance.projection import project
 from slimdown.prune.sites import Site, find_products, find_sites
 
 Need: TypeAlias = Literal["noise", "weights", "scales", "inputs", "loss_gates", "output_gates"]

@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Kept
 from slimdown.errors import RecipeError
-from slimdown.prune.budget import Choice, Price, choose_widths, keep_most_important, least_cost
-from slimdown.prune.cost import Cost, mac_cost, parameter_cost, size_cost
+from slimdown.prune.budget.cost import Cost, mac_cost, parameter_cost, size_cost
+from slimdown.prune.budget.widths import (
+    Choice,
+    Price,
+    choose_widths,
+    keep_most_important,
+    least_cost,
+)
 
 COUNTED: dict[str, Callable[[Analysis], Cost]] = {
     "macs": mac_cost,

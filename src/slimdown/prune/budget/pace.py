@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Kept
 from slimdown.core import Clock, Json
-from slimdown.prune.allocation import unreachable
-from slimdown.prune.budget import (
+from slimdown.prune.budget.allocation import unreachable
+from slimdown.prune.budget.cost import Cost
+from slimdown.prune.budget.latency import latency_cost
+from slimdown.prune.budget.widths import (
     SMALLEST_SAVING,
     Choice,
     Price,
@@ -23,8 +25,6 @@ from slimdown.prune.budget import (
     keep_most_important,
     least_cost,
 )
-from slimdown.prune.cost import Cost
-from slimdown.prune.latency import latency_cost
 from slimdown.prune.surgery import prune_graph
 
 TOLERANCE = 0.05

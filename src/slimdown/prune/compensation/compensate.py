@@ -31,21 +31,27 @@ from slimdown.capture.dims import Kept, mask
 from slimdown.core import Context, Json, Progress, Task
 from slimdown.errors import Interrupted, RecipeError
 from slimdown.images import take_images
-from slimdown.prune.fitting import Samples, fit_layer
-from slimdown.prune.following import (
+from slimdown.prune.compensation.fitting import Samples, fit_layer
+from slimdown.prune.compensation.following import (
     Following,
     count_uses,
     find_constant,
     find_following,
     is_batch_norm,
 )
-from slimdown.prune.norms import Statistics, drift, renew, restore_statistics, statistics_of
+from slimdown.prune.compensation.norms import (
+    Statistics,
+    drift,
+    renew,
+    restore_statistics,
+    statistics_of,
+)
+from slimdown.prune.compensation.readers import Reader, reader_of
+from slimdown.prune.compensation.streams import Images, Stream, arrange
 from slimdown.prune.plan import slices_of
 from slimdown.prune.probe import floating_outputs
-from slimdown.prune.readers import Reader, reader_of
 from slimdown.prune.running import Run
 from slimdown.prune.sites import Site, find_sites
-from slimdown.prune.streams import Images, Stream, arrange
 from slimdown.prune.surgery import changed_arguments
 from slimdown.zeros import is_sparse
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Var, is_frozen, leaves
 from slimdown.errors import RecipeError
-from slimdown.prune.budget import bundle, untied
+from slimdown.prune.budget.widths import bundle, untied
 from slimdown.prune.groups import ChannelGroup, group_channels
 
 

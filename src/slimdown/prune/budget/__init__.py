@@ -1,0 +1,1 @@
+"""How many channels each group keeps, so that the network costs what was asked."""

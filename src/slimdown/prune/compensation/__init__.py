@@ -1,0 +1,1 @@
+"""Making good for what was removed, in closed form, before any training."""

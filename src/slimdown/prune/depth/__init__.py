@@ -1,0 +1,1 @@
+"""Removing whole blocks, and branches of blocks."""
