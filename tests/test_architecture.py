@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "slimdown"
 
 ORDER = [
-    ["version", "errors"],
+    ["version", "errors", "suggest"],
     ["files", "core", "images", "zeros"],
     ["load"],
     ["capture"],

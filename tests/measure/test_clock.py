@@ -188,5 +188,5 @@ def test_calls_come_in_turns_and_the_quickest_counts() -> None:
 
 
 def test_a_target_without_a_clock_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="did you mean openvino"):
+    with pytest.raises(RecipeError, match="did you mean 'openvino'"):
         clock_for("openvin")

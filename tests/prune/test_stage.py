@@ -38,10 +38,10 @@ def test_a_stage_is_frozen_and_says_what_it_is():
         ({"parameters": 0}, r"prune.parameters is the fraction .* got 0"),
         (
             {"macs": 0.5, "importance": "tailor"},
-            "importance must be one of random, l1, .* got 'tailor'; did you mean 'taylor'",
+            "importance must be one of random, l1, .* got 'tailor': did you mean 'taylor'",
         ),
         ({"macs": 0.5, "reduction": "add"}, "reduction must be one of sum, mean, .* got 'add'"),
-        ({"macs": 0.5, "scope": "globl"}, "scope must be .* got 'globl'; did you mean 'global'"),
+        ({"macs": 0.5, "scope": "globl"}, "scope must be .* got 'globl': did you mean 'global'"),
         ({"macs": 0.5, "num_images": 0}, "num_images must be at least 1, got 0"),
         ({"macs": 0.5, "round_to": 0}, "round_to must be at least 1, got 0"),
         ({"macs": 0.5, "min_keep": 1.5}, r"min_keep .* must be in \[0, 1\], got 1.5"),

@@ -181,5 +181,5 @@ def test_labels_are_what_users_know() -> None:
 
 
 def test_a_profile_that_does_not_exist_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match="did you mean openvino"):
+    with pytest.raises(ValueError, match="did you mean 'openvino'"):
         find_profile("openvinos")

@@ -156,7 +156,7 @@ def test_a_target_fills_in_its_profile_where_none_is_named() -> None:
     [
         ({"precision": "int4"}, "quantize.precision must be int8 or float16, got 'int4'"),
         ({"calibration": "entropy"}, "quantize.calibration must be mse or minmax, got 'entropy'"),
-        ({"profile": "onnxruntime"}, "did you mean onnxruntime-x86"),
+        ({"profile": "onnxruntime"}, "did you mean 'onnxruntime-x86'"),
         ({"num_images": 0}, "quantize.num_images must be at least 1, got 0"),
     ],
 )
@@ -170,7 +170,7 @@ def test_wrong_settings_are_refused_where_they_are_made(
 def test_an_exclude_that_matches_nothing_gets_a_suggestion(
     tiny_net: nn.Module, toy_task: Any
 ) -> None:
-    with pytest.raises(RecipeError, match="matches no layer: 'heads'; did you mean head"):
+    with pytest.raises(RecipeError, match="matches no layer: 'heads'; did you mean 'head'"):
         Quantize(exclude=("heads",))(tiny_net, toy_task)
 
 

@@ -17,7 +17,7 @@ def test_every_target_has_its_name_a_profile_and_settings_to_hash(name: str) -> 
 
 
 def test_an_unknown_name_gets_a_suggestion_or_the_list() -> None:
-    with pytest.raises(RecipeError, match="'onnxrunime'; did you mean onnxruntime"):
+    with pytest.raises(RecipeError, match="'onnxrunime'; did you mean 'onnxruntime'"):
         find_target("onnxrunime")
     with pytest.raises(RecipeError, match="choose among onnxruntime, openvino"):
         find_target("abacus")

@@ -18,7 +18,7 @@ from typing import Any
 from slimdown.core import Json
 from slimdown.errors import BadInput, MissingExtra, RecipeError, SlimdownError, Unsafe
 from slimdown.load.reference import Reference
-from slimdown.load.suggest import did_you_mean
+from slimdown.suggest import did_you_mean
 
 
 def make_torchvision(reference: Reference, options: Json) -> Any:

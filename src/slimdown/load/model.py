@@ -25,8 +25,8 @@ from slimdown.load.libraries import (
 )
 from slimdown.load.reference import Reference, parse_reference
 from slimdown.load.source import ModelSource
-from slimdown.load.suggest import did_you_mean
 from slimdown.load.weights import load_weights_
+from slimdown.suggest import did_you_mean
 
 
 def load_model(source: ModelSource) -> nn.Module:

@@ -13,7 +13,7 @@ from slimdown.errors import BadInput, RecipeError
 from slimdown.load.preprocess import default_preprocess, is_gray
 from slimdown.load.raw import ImageDataset, ImageFiles, Labels, RawData, RawImages, RawSet, probe
 from slimdown.load.source import DataSource
-from slimdown.load.suggest import did_you_mean
+from slimdown.suggest import did_you_mean
 
 NOT_MIRRORED = ("MNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB", "Omniglot", "RenderedSST2")
 """Characters, signs and text: their mirror images are not of the same class."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import inf
 
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from slimdown.prune.plan import Plan
 from slimdown.prune.probe import make_probe
 from slimdown.prune.surgery import prune_graph, size_after
 from slimdown.prune.verify import check_surgery
+from slimdown.suggest import did_you_mean
 
 ROUND_TO = 8
 """What widths are rounded to where no runtime is in question."""
@@ -301,10 +301,9 @@ class Prune:
 
 def _check_choice(option: str, given: str, known: Iterable[str]) -> None:
     if given not in known:
-        near = get_close_matches(given, known, n=1)
-        advice = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(
-            f"prune.{option} must be one of {', '.join(known)}, got {given!r}{advice}"
+            f"prune.{option} must be one of {', '.join(known)}, got {given!r}"
+            f"{did_you_mean(given, known)}"
         )
 
 

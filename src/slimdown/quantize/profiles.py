@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from slimdown.errors import RecipeError
+from slimdown.suggest import advise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,5 @@ def find_profile(name: str) -> Profile:
     """The profile of that name. Raises RecipeError."""
     if name in PROFILES:
         return PROFILES[name]
-    near = difflib.get_close_matches(name, PROFILES, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"choose among {', '.join(PROFILES)}"
+    advice = advise(name, PROFILES, otherwise=f"choose among {', '.join(PROFILES)}")
     raise RecipeError(f"quantize.profile names no profile: {name!r}; {advice}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -34,6 +33,7 @@ from slimdown.quantize.placement import (
     plan_placement,
 )
 from slimdown.quantize.profiles import find_profile
+from slimdown.suggest import advise
 
 PRECISIONS = ("int8", "float16")
 
@@ -173,8 +173,7 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
 def _check_exclude(patterns: Sequence[str], labels: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(label, pattern) for label in labels):
-            near = difflib.get_close_matches(pattern, labels, n=1)
-            advice = f"did you mean {near[0]}?" if near else "`slimdown inspect` lists the layers"
+            advice = advise(pattern, labels, otherwise="`slimdown inspect` lists the layers")
             raise RecipeError(f"quantize.exclude matches no layer: {pattern!r}; {advice}")
 
 

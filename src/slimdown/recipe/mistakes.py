@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from itertools import groupby
@@ -14,6 +13,7 @@ from pydantic_core import ErrorDetails
 from slimdown.errors import RecipeError
 from slimdown.recipe.document import Document, Keys
 from slimdown.recipe.spec import STAGES, schemas_at
+from slimdown.suggest import advise
 
 
 def explain(error: ValidationError, document: Document) -> RecipeError:
@@ -67,10 +67,11 @@ def _in_yaml(message: str) -> str:
 def _describe_unknown(keys: Keys) -> str:
     *above, key = keys
     known = sorted({name for schema in schemas_at(above) for name in schema.get("properties", {})})
-    near = difflib.get_close_matches(str(key), known, n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    if not near and not above and (kind := difflib.get_close_matches(str(key), STAGES, n=1)):
-        advice = f"did you mean the stage {kind[0]!r}? Stages are listed below `stages`"
+    near = advise(str(key), known, otherwise="")
+    advice = near or f"known are {', '.join(known)}"
+    stage = advise(str(key), STAGES, otherwise="", noun="the stage ")
+    if not near and not above and stage:
+        advice = f"{stage} Stages are listed below `stages`"
     if not STAGES.keys() <= set(known):
         return f"unknown key {key!r} in {_dotted(above)}: {advice}"
     if not near:
