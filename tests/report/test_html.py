@@ -171,6 +171,18 @@ def test_every_fact_is_optional(report: Report, fact: str) -> None:
     assert Page(render_html(replace(report, steps=steps))).open == []
 
 
+def test_latency_and_compensation_are_told(report: Report) -> None:
+    facts = {
+        "latency": {"runtime": "onnxruntime 1.0", "asked": 0.5, "measured": 0.512},
+        "compensation": {"output_error": [0.8, 0.1]},
+    }
+    steps = (report.steps[0], replace(report.steps[1], facts=facts), *report.steps[2:])
+    page = render_html(replace(report, steps=steps))
+    assert "asked 50" in page
+    assert "measured 51" in page
+    assert "0.8 → 0.1 compensated" in page
+
+
 def test_zeros_and_removed_blocks_are_told(report: Report) -> None:
     facts = {
         "depth": {"removed": ["layer1.1", EVIL]},
