@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -96,6 +98,18 @@ def test_a_graph_comes_back_with_and_without_slimdown(prune, tmp_path):
     program = torch.export.load(tmp_path / "graph.pt2").module()
     torch.testing.assert_close(program(IMAGES), expected)
     torch.testing.assert_close(program(IMAGES[:1]), expected[:1])
+
+
+def test_an_earlier_models_graph_does_not_stay(tiny_net, prune, tmp_path):
+    (tmp_path / "graph.pt2").touch()
+    slimdown.save(prune(tiny_net), tmp_path)
+    assert not (tmp_path / "graph.pt2").exists()
+
+
+def test_another_precision_is_refused(tiny_net, prune, tmp_path):
+    slimdown.save(prune(tiny_net), tmp_path)
+    with pytest.raises(BadInput, match="in the same precision"):
+        slimdown.load(tmp_path, model=copy.deepcopy(tiny_net).double())
 
 
 def test_every_step_of_a_run_comes_back(tiny_net, run_stages, tmp_path):

@@ -7,7 +7,7 @@ takes the model as it was before, with any weights, and does the same to it.
         plan.json          what rebuilds the module's structure
         model.safetensors  its weights
         graph.pt2          the same as one file that torch.export.load reads without slimdown,
-                           where the model came back as a graph
+                           where the model came back as a graph and torch.export can write it
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 
 from slimdown.core import Json, Stage, StageResult, Step
 from slimdown.errors import BadInput
-from slimdown.files import replacing
+from slimdown.files import disk_errors, replacing
 from slimdown.load import load_model
 from slimdown.plan import ORIGINAL
 from slimdown.prune import Prune
@@ -49,6 +49,8 @@ def save(pruned: StageResult, folder: Path | str) -> None:
     store = StepFolder(Path(folder), key="")
     store.save_record(PLAN, pruned.structure)
     store.save_tensors(TENSORS, pruned.model.state_dict())
+    with disk_errors(store.path):
+        (store.path / GRAPH).unlink(missing_ok=True)  # that of an earlier model
     if isinstance(pruned.model, GraphModule):
         save_graph(pruned.model, pruned.structure["input"], Path(folder) / GRAPH)
 
@@ -163,15 +165,18 @@ def _check_state(own: Mapping[str, Any], state: Mapping[str, Tensor], folder: Pa
     for name in dict.fromkeys((*own, *state)):
         ours, saved = own.get(name), state.get(name)
         if ours is None or saved is None or ours.shape != saved.shape:
-            raise BadInput(
-                f"the weights in {folder} are not those of this model: {name} is "
-                f"{_describe(saved)} there and {_describe(ours)} in the model; give the model that "
-                "it was made from"
+            found, here = (
+                "missing" if tensor is None else str(tuple(tensor.shape))
+                for tensor in (saved, ours)
             )
-
-
-def _describe(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else str(tuple(tensor.shape))
+        elif ours.dtype != saved.dtype:
+            found, here = str(saved.dtype), str(ours.dtype)
+        else:
+            continue
+        raise BadInput(
+            f"the weights in {folder} are not those of this model: {name} is {found} there and "
+            f"{here} in the model; give the model that it was made from, in the same precision"
+        )
 
 
 def _read_plan(folder: Path) -> Json:

@@ -135,6 +135,12 @@ def test_hooks_stay(prune, net, masked_outputs):
     assert {24, result.model.second.out_channels} <= set(seen)
 
 
+def test_a_model_frozen_as_a_whole_comes_back_as_itself(prune, net):
+    result = prune(net.requires_grad_(False))
+    assert result.facts["delivery"] == "in_place"
+    assert not any(parameter.requires_grad for parameter in result.model.parameters())
+
+
 def test_frozen_parameters_stay_frozen(prune, net, masked_outputs):
     net.first.requires_grad_(False)
     result = prune(net)

@@ -30,6 +30,27 @@ def test_what_prune_gives_is_verified(name, networks, prune):
     assert found.num_operators > 10
 
 
+class Flat(nn.Module):
+    """Tells a size and has no tensor, so that the model's graph knows nothing of it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):
+        return torch.relu(x.view(len(x), self.channels, -1)).view(len(x), self.channels, 8, 8)
+
+
+def test_modules_without_tensors_are_part_of_the_plan(prune):
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 1), Flat(16), nn.Conv2d(16, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    result = prune(model)
+    assert result.facts["delivery"] == "in_place"
+    assert "1" in result.structure["attributes"]
+    verify(model, result, EXAMPLE)
+
+
 def test_it_holds_whatever_the_weights_are(networks, prune):
     model = networks["batch norm"]()
     result = prune(model)

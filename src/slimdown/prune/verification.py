@@ -41,8 +41,8 @@ def verify(original: nn.Module, pruned: StageResult, example_input: Tensor) -> V
     """
     plan = Plan.from_json(pruned.structure)
     original = rebuild_shallow(original, pruned.structure.get("depth", {}), example_input)
+    plan.check(original)
     analysis = analyze(capture(original, example_input))
-    plan.check(analysis.graph_module)
     kept = kept_from_slices(analysis, plan.slices)
     oracle, probe = prune_graph(analysis, kept), make_probe(analysis)
     found = compare(analysis, kept, oracle, probe)

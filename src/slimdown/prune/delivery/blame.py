@@ -84,8 +84,11 @@ def widen(
     return None if any(_num_values(modules[n]) > most for n in outermost) else outermost
 
 
-def lost_modules(model: nn.Module, analysis: Analysis, within: str) -> list[str]:
-    """The submodules that act in training only and left no operator in the graph: drop path."""
+def lost_modules(model: nn.Module, analysis: Analysis, within: Collection[str]) -> list[str]:
+    """The submodules that act in training only and left no operator in the graph: drop path.
+
+    Only those within one of some modules are named; "" is the model itself.
+    """
     called = {name for node in analysis.graph_module.graph.nodes for name in modules_of(node)}
     return [
         name
@@ -93,7 +96,7 @@ def lost_modules(model: nn.Module, analysis: Analysis, within: str) -> list[str]
         if name not in called
         and not list(module.children())
         and not list(module.parameters())
-        and (not within or _is_within(name, {within}))
+        and ("" in within or _is_within(name, within))
         and _acts_in_training(module)
     ]
 

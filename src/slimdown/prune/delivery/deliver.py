@@ -84,7 +84,7 @@ def deliver(
         untrainable = train_once(oracle, probe.inputs[0])
     except Exception as failure:  # an operator without a gradient
         untrainable = _in_one_line(failure)
-    remarks = [reason, _tell_lost(model, analysis, ""), _tell_size(model, oracle, probe)]
+    remarks = [reason, _tell_lost(model, analysis, [""]), _tell_size(model, oracle, probe)]
     remarks += [f"the graph cannot be trained: {untrainable}"] if untrainable else []
     return Delivered(
         module=oracle,
@@ -98,12 +98,10 @@ def rebuild(model: nn.Module, plan: Plan, example_input: Tensor) -> nn.Module:
 
     Raises BadInput where the plan is of another model.
     """
-    if plan.delivery == "in_place":
-        plan.check(model)
-        if not plan.traced:
-            return edit_module(model, plan)
+    plan.check(model)
+    if plan.delivery == "in_place" and not plan.traced:
+        return edit_module(model, plan)
     analysis = analyze(capture(model, example_input))
-    plan.check(analysis.graph_module)
     kept = kept_from_slices(analysis, plan.slices)
     oracle = prune_graph(analysis, kept)
     if plan.delivery == "graph":
@@ -218,8 +216,12 @@ def train_once(module: nn.Module, inputs: Tensor) -> str:
     """Why a copy of `module` cannot be trained, "" if it can: one backward pass is tried.
 
     In training mode where the batch allows it (batch norm needs two samples), else in eval mode.
+    Of a model whose parameters are all frozen, the copy's are not.
     """
     trainee = copy.deepcopy(module).train(len(inputs) > 1)
+    if not any(parameter.requires_grad for parameter in trainee.parameters()):
+        for parameter in trainee.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng(), torch.enable_grad():  # dropout draws no number of the run's
         outputs = floating_outputs(trainee(inputs))
         loss = torch.stack([output.float().square().mean() for output in outputs]).sum()
@@ -235,21 +237,23 @@ def train_once(module: nn.Module, inputs: Tensor) -> str:
 def _praise(surgery: Surgery, plan: Plan, module: nn.Module, first_refusal: str) -> str:
     reason = "the edited module equals the pruned graph and can be trained"
     if plan.traced:
-        lost = [_tell_lost(surgery.model, surgery.analysis, name) for name in plan.traced]
         traced = f"as graphs run {_list(plan.traced)}, since {first_refusal}"
+        lost = _tell_lost(surgery.model, surgery.analysis, plan.traced)
         size = _tell_size(surgery.model, module, surgery.probe)
-        reason = "; ".join(filter(None, [reason, traced, *lost[:1], size]))
+        reason = "; ".join(filter(None, [reason, traced, lost, size]))
     return reason
 
 
-def _tell_lost(model: nn.Module, analysis: Analysis, name: str) -> str:
-    lost = lost_modules(model, analysis, name)
+def _tell_lost(model: nn.Module, analysis: Analysis, within: Sequence[str]) -> str:
+    lost = lost_modules(model, analysis, within)
     return f"what acts in training only is gone: {_list(lost)}" if lost else ""
 
 
 def _tell_size(model: nn.Module, pruned: nn.Module, probe: Probe) -> str:
     """Say so where `pruned` takes images of one size only, and `model` takes others, too."""
     example = probe.inputs[0][:1]
+    if example.ndim != 4:
+        return ""
     height, width = example.shape[2:]
     larger = example.new_zeros(*example.shape[:2], height + 32, width + 64)  # strides divide 32
     if _runs(model, larger) and not _runs(pruned, larger):
