@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,94 @@ def test_disk_is_counted_from_a_library_model_without_its_weights() -> None:
     model = ModelSource(reference="torchvision:squeezenet1_1", options={"pretrained": True})
     outlook = look_ahead(Recipe([], model=model, data=DIGITS), folder=Path("x"))
     assert outlook.disk_bytes == 4 * 1_235_496  # the artifact of the original
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("squeezenet1_1", {"weights": "DEFAULT"}),
+        ("fcn_resnet50", {"weights": None, "weights_backbone": "DEFAULT"}),
+        ("resnet18", {"pretrained": True}),
+    ],
+)
+def test_nothing_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, object]
+) -> None:
+    def fetch(*args: object, **kwargs: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
+    model = ModelSource(reference=f"torchvision:{name}", options=options)
+    outlook = look_ahead(Recipe([], model=model, data=DIGITS), folder=Path("x"))
+    assert outlook.exit_code == 0
+    assert outlook.disk_bytes is not None
+
+
+def test_models_of_the_hub_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimdown.dry_run.load_model", lambda source: pytest.fail("made"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for reference in ("transformers:google/vit-base-patch16-224", "ultralytics:yolo11n.yaml"):
+        recipe = Recipe([], model=ModelSource(reference=reference), data=DIGITS)
+        outlook = look_ahead(recipe, folder=Path("x"))
+        assert (outlook.disk_bytes, outlook.exit_code) == (None, 0)
+
+
+def test_an_unknown_model_is_told(tmp_path: Path) -> None:
+    weights = tmp_path / "net.safetensors"
+    weights.write_bytes(b"0" * 1000)
+    for options, said in (({}, "did you mean"), ({"nonsense": 1}, "nonsense")):
+        name = "resnet18" if options else "resnet1O"
+        model = ModelSource(reference=f"torchvision:{name}", options=options, weights=weights)
+        outlook = look_ahead(Recipe([], model=model, data=DIGITS), folder=Path("x"))
+        assert outlook.exit_code == 2
+        assert said in str(outlook.problems[0])
+        assert outlook.disk_bytes == 1000  # the artifact of the original
+
+
+@pytest.mark.transformers
+def test_an_unknown_type_of_transformers_is_told() -> None:
+    pytest.importorskip("transformers", reason="needs the transformers extra")
+    for name, codes in (("vti", [2]), ("vit", [])):
+        recipe = Recipe([], model=ModelSource(reference=f"transformers:{name}"), data=DIGITS)
+        outlook = look_ahead(recipe, folder=Path("x"))
+        assert [problem.exit_code for problem in outlook.problems] == codes
+        assert outlook.disk_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "extra"),
+    [
+        ("timm:resnet18", "timm"),
+        ("transformers:vit", "transformers"),
+        ("transformers:owner/name", "transformers"),
+        ("ultralytics:yolo11n.yaml", "ultralytics"),
+    ],
+)
+def test_missing_libraries_of_models_are_told(
+    monkeypatch: pytest.MonkeyPatch, reference: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, extra, None)
+    recipe = Recipe([], model=ModelSource(reference=reference), data=DIGITS)
+    outlook = look_ahead(recipe, folder=Path("x"))
+    assert [str(problem) for problem in outlook.problems] == [
+        f"{extra} is not installed: pip install 'slimdown[{extra}]'"
+    ]
+
+
+def test_the_runtime_that_a_latency_is_measured_on_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_missing(self: object) -> str:
+        raise MissingExtra("openvino", "openvino")
+
+    monkeypatch.setattr(type(find_target("openvino")), "check", is_missing)
+    model = ModelSource(reference="a:b")
+    for target, said in (("openvino", "not installed: pip install"), ("openvion", "openvion")):
+        stages = [Prune(latency=0.5, target=target), Prune(latency=0.5)]
+        outlook = look_ahead(Recipe(stages, model=model, data=DIGITS), folder=Path("x"))
+        assert len(outlook.problems) == 1
+        assert said in str(outlook.problems[0])
 
 
 def test_disk_is_not_guessed_for_a_model_of_the_users() -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from slimdown.core import Stage
 from slimdown.distill import Distill
 from slimdown.errors import BadInput, MissingExtra, RecipeError, SlimdownError
 from slimdown.load import ModelSource, load_model, runs_user_code
+from slimdown.load.reference import parse_reference
 from slimdown.measure import count_parameters
 from slimdown.plan import plan_steps
 from slimdown.prune import Prune
@@ -23,6 +25,13 @@ from slimdown.quantize import Quantize
 from slimdown.recipe import Recipe
 from slimdown.sparsify import Sparsify
 from slimdown.targets import find_target
+
+LIBRARIES = ("timm", "transformers", "ultralytics")
+"""Of models, each an extra of its name."""
+MADE_TO_COUNT = ("torchvision", "timm")
+"""Libraries whose models are made to know their size; others would fetch or write to make one."""
+FETCHING_OPTIONS = {"pretrained", "weights", "weights_backbone", "checkpoint_path"}
+"""Options of these libraries that ask for trained weights."""
 
 BYTES_OF_FLOAT32 = 4
 CHECKPOINT_COPIES = 4
@@ -66,13 +75,15 @@ def look_ahead(recipe: Recipe, *, folder: Path) -> Outlook:
         StepOutlook(name=plan.name, needs=tuple(needs_of(plan.stage)), targets=plan.targets)
         for plan in planned
     )
+    problems = tuple(find_problems(recipe))
+    model = _make_untrained(recipe.model)
     return Outlook(
         name=recipe.name,
         folder=folder,
         steps=steps,
-        disk_bytes=_estimate_disk(recipe, steps),
+        disk_bytes=_estimate_disk(recipe, steps, model),
         runs_code_of=_own_code(recipe),
-        problems=tuple(find_problems(recipe)),
+        problems=(*problems, model) if isinstance(model, SlimdownError) else problems,
     )
 
 
@@ -116,15 +127,16 @@ def _looks_at_images(stage: Prune) -> bool:
 
 def find_problems(recipe: Recipe) -> Iterator[SlimdownError]:
     """What a run would meet before its first step: missing extras first."""
-    yield from filter(None, map(_missing_extra, recipe.targets))
+    yield from _missing_runtimes(recipe)
+    if recipe.model is not None:
+        library = parse_reference(recipe.model.reference).origin
+        if library in LIBRARIES and importlib.util.find_spec(library) is None:
+            yield MissingExtra(library, library)
     if recipe.model is None or recipe.data is None:
         yield RecipeError("the recipe names no model or no data: give it `model:` and `data:`")
-    if recipe.model is not None:
-        is_timm = recipe.model.reference.startswith("timm:")
-        if is_timm and importlib.util.find_spec("timm") is None:
-            yield MissingExtra("timm", "timm")
-        if recipe.model.weights is not None and not recipe.model.weights.is_file():
-            yield BadInput(f"model.weights: there is no file {recipe.model.weights}")
+    weights = recipe.model.weights if recipe.model else None
+    if weights is not None and not weights.is_file():
+        yield BadInput(f"model.weights: there is no file {weights}")
     if recipe.data is not None:
         for key in ("root", "train", "test"):
             path = getattr(recipe.data, key)
@@ -137,35 +149,66 @@ def _own_code(recipe: Recipe) -> str | None:
     return reference if reference and runs_user_code(reference) else None
 
 
-def _missing_extra(target: str) -> MissingExtra | None:
+def _missing_runtimes(recipe: Recipe) -> Iterator[SlimdownError]:
+    """What is wrong with the runtimes to deploy on, and with those to measure a latency on."""
+    timed = [each.target for each in recipe.stages if isinstance(each, Prune) and each.target]
+    yield from filter(None, map(_missing_runtime, dict.fromkeys((*recipe.targets, *timed))))
+
+
+def _missing_runtime(target: str) -> SlimdownError | None:
     try:
         find_target(target).check()
-    except MissingExtra as error:
+    except (MissingExtra, RecipeError) as error:
         return error
     return None
 
 
-def _estimate_disk(recipe: Recipe, steps: tuple[StepOutlook, ...]) -> int | None:
+def _estimate_disk(
+    recipe: Recipe, steps: tuple[StepOutlook, ...], model: nn.Module | SlimdownError | None
+) -> int | None:
     """Every step's weights and artifacts at the size of the original in FP32: no step adds any."""
-    weights = None if recipe.model is None else _weights_bytes(recipe.model)
-    if weights is None:
+    file = recipe.model.weights if recipe.model else None
+    if file is not None and file.is_file():
+        weights = file.stat().st_size
+    elif isinstance(model, nn.Module):
+        weights = BYTES_OF_FLOAT32 * count_parameters(model)
+    else:
         return None
     artifacts = sum(len(step.targets) for step in steps)
     trains = any(isinstance(stage, Distill) for stage in recipe.stages)
     return weights * (len(steps) - 1 + artifacts + CHECKPOINT_COPIES * trains)
 
 
-def _weights_bytes(source: ModelSource) -> int | None:
-    if source.weights is not None and source.weights.is_file():
-        return source.weights.stat().st_size
-    if not source.reference.startswith(("torchvision:", "timm:")):
-        return None  # to know it, the user's code would have to run
-    options = {key: value for key, value in source.options.items() if key != "pretrained"}
+def _make_untrained(source: ModelSource | None) -> nn.Module | SlimdownError | None:
+    """The model with random weights, or why it cannot be made; None where that is not tried.
+
+    Never fetches, and never runs the user's code.
+    """
+    if source is None or not (_is_made_to_count(source) or _is_unknown_type(source)):
+        return None
+    options = {key: value for key, value in source.options.items() if key not in FETCHING_OPTIONS}
     try:
-        model = load_model(replace(source, weights=None, options=options))
-    except SlimdownError:
-        return None  # the run itself will tell
-    return BYTES_OF_FLOAT32 * count_parameters(model)
+        return load_model(replace(source, weights=None, options=options))
+    except MissingExtra:
+        return None  # told already
+    except SlimdownError as error:
+        return error
+
+
+def _is_made_to_count(source: ModelSource) -> bool:
+    return parse_reference(source.reference).origin in MADE_TO_COUNT
+
+
+def _is_unknown_type(source: ModelSource) -> bool:
+    """Whether transformers will refuse the name, before it makes anything."""
+    library, _, name = parse_reference(source.reference)
+    if library != "transformers" or "/" in name or Path(name).is_dir():
+        return False
+    if importlib.util.find_spec(library) is None:
+        return False
+    import transformers
+
+    return name not in transformers.CONFIG_MAPPING
 
 
 def render_outlook(outlook: Outlook) -> RenderableType:

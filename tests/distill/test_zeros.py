@@ -91,8 +91,9 @@ def test_what_is_no_sparse_weight(tiny_net: nn.Module) -> None:
         tiny_net.head.weight.zero_()  # a start, such as that of a classifier
         tiny_net.conv1.weight[0, 0, 0, 0] = 0
         tiny_net.conv1.bias.zero_()
-        tiny_net.conv2.weight[:4] = 0
-        tiny_net.down.weight[:8] = 0
+        tiny_net.conv1.weight[:10] = 0  # the start of a part
+        tiny_net.conv2.weight[:, :4, 0] = 0
+        tiny_net.down.weight[:8, :4] = 0
     tiny_net.down.weight.requires_grad_(False)
     assert find_zeros(tiny_net).kept == ("conv2.weight",)
 
@@ -105,7 +106,46 @@ def test_a_weight_of_zeros_only_is_trained(tiny_net: nn.Module, toy_task: Any) -
         assert (trained.head.weight != 0).double().mean() > 0.9  # some features are always zero
 
 
+def test_a_start_with_zeros_is_trained(tiny_net: nn.Module, toy_task: Any) -> None:
+    nn.init.dirac_(tiny_net.conv2.weight)
+    nn.init.zeros_(tiny_net.down.weight[:8])
+    trained = train(tiny_net, toy_task, TrainSettings(epochs=1, alpha=1.0)).model
+    for layer in (trained.down, trained.conv2):
+        assert (layer.weight == 0).double().mean() < 0.05
+
+
+@pytest.mark.parametrize("sparsity", [0.02, 0.05])
+def test_few_zeros_are_kept_like_many(tiny_net: nn.Module, toy_task: Any, sparsity: float) -> None:
+    result = Sparsify(sparsity=sparsity, method="magnitude", exclude=("head",))(tiny_net, toy_task)
+    assert result.facts["not_kept"] == []
+    trained = train(result.model, toy_task, TrainSettings(epochs=1, alpha=1.0)).model
+    assert same_zeros(result.model, trained)
+
+
 # ------------------------------------------------------------------------------------- schedule
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, which the graph knows by the name of the first that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x)).mean((2, 3))
+        return self.head(self.a(torch.relu(self.b(x))))
+
+
+def test_zeros_grow_in_weights_that_layers_share(toy_task: Any) -> None:
+    stage = Distill(epochs=1, alpha=1.0, sparsity=0.5)
+    trained = stage(Tied(), toy_task).model
+    assert trained.b.weight is trained.a.weight
+    assert int((trained.a.weight == 0).sum()) == 128
+    assert int((trained.head.weight == 0).sum()) == 32
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:3], ids=IDS[:3])
@@ -144,8 +184,8 @@ def test_the_schedule_is_cubic() -> None:
 
 
 def test_what_cannot_grow_is_refused(tiny_net: nn.Module, toy_task: Any) -> None:
-    for share in (0.0, 1.0, -1):
-        with pytest.raises(RecipeError, match=r"distill.sparsity is a share of zeros in \(0, 1\)"):
+    for share in (0.0, 0.005, 1.0, -1, float("nan")):
+        with pytest.raises(RecipeError, match=r"sparsity is a share of zeros in \[0.01, 1\)"):
             TrainSettings(sparsity=share)
     quantized = Quantize()(tiny_net, toy_task).model
     with pytest.raises(BadInput, match=r"distill.sparsity: .* frozen or quantized"):

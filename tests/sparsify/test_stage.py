@@ -97,6 +97,13 @@ def test_global_magnitude_is_one_threshold(tiny_net: nn.Module, task: Any) -> No
     assert len({round(share, 2) for share in result.facts["sparsity"].values()}) > 1
 
 
+def test_layers_with_too_few_zeros_are_told(tiny_net: nn.Module, task: Any) -> None:
+    tiny_net.conv2.weight.data.mul_(100)
+    result = Sparsify(sparsity=0.1, method="magnitude", scope="global")(tiny_net, task)
+    assert result.facts["sparsity"]["conv2"] < 0.01
+    assert result.facts["not_kept"] == ["conv2"]
+
+
 def test_captured_graphs_and_models_with_one_batch_size(
     tiny_net: nn.Module, task: Any, images: Tensor
 ) -> None:
@@ -184,8 +191,9 @@ def test_a_pattern_holds_in_the_int8_levels_of_the_file(tiny_net: nn.Module, tas
     [
         ({}, "exactly one of sparsity, such as 0.5, and pattern"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "exactly one of sparsity"),
-        ({"sparsity": 0.0}, r"must be in \(0, 1\), got 0"),
-        ({"sparsity": 1.0}, r"must be in \(0, 1\), got 1"),
+        ({"sparsity": 0.0}, r"must be in \[0.01, 1\), got 0"),
+        ({"sparsity": 0.009}, r"must be in \[0.01, 1\), got 0.009: later stages do not keep"),
+        ({"sparsity": 1.0}, r"must be in \[0.01, 1\), got 1"),
         ({"sparsity": float("nan")}, "got nan"),
         ({"pattern": "4:4"}, "1 <= N < M"),
         ({"pattern": "half"}, "written N:M"),

@@ -7,6 +7,7 @@ from math import inf
 from typing import Literal, TypeAlias, get_args
 
 from slimdown.errors import RecipeError
+from slimdown.zeros import SPARSE_FROM
 
 Optimizer: TypeAlias = Literal["sgd", "adamw"]
 Augment: TypeAlias = Literal["auto", "none", "crop", "flip-crop"]
@@ -63,7 +64,8 @@ class TrainSettings:
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "is a share of the steps: [0, 1)")
         _check("ema", ema, ema is None or 0 < ema < 1, "is a decay in (0, 1), such as 0.999")
         _check("clip_norm", clip, clip is None or clip > 0, "must be > 0, or null for no limit")
-        _check("sparsity", zeros, zeros is None or 0 < zeros < 1, "is a share of zeros in (0, 1)")
+        enough = zeros is None or SPARSE_FROM <= zeros < 1
+        _check("sparsity", zeros, enough, f"is a share of zeros in [{SPARSE_FROM}, 1)")
         _check("mixup", self.mixup, 0 <= self.mixup < inf, "is a of Beta(a, a) and must be >= 0")
 
     @property

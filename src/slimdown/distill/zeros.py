@@ -72,8 +72,11 @@ def share_of_sparse(model: nn.Module) -> float | None:
 def grow_zeros(model: nn.Module, example_input: Tensor, sparsity: float) -> Zeros:
     """All convolutions and linear layers shall become sparse. Raises BadInput, CannotCapture."""
     weights, _ = find_weights(capture(model, example_input))
-    startable = {name for name, each in _trained(model) if share_of_zeros(each) < 1}
-    growing = tuple(weight.name for weight in weights if weight.name in startable)
+    startable = {id(each): name for name, each in _trained(model) if share_of_zeros(each) < 1}
+    # The graph may know a weight that layers share by another of its names.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = (id(parameters.get(weight.name)) for weight in weights)
+    growing = tuple(startable[each] for each in found if each in startable)
     if not growing:
         raise BadInput(
             "distill.sparsity: no convolution or linear layer of this model can get zeros: they "

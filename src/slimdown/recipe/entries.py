@@ -20,6 +20,7 @@ from slimdown.prune.budget.allocation import BUDGETS
 from slimdown.quantize import Quantize
 from slimdown.sparsify import Sparsify
 from slimdown.store import settings_of
+from slimdown.zeros import SPARSE_FROM
 
 STAGES: dict[str, type[Stage]] = {
     "prune": Prune,
@@ -29,6 +30,7 @@ STAGES: dict[str, type[Stage]] = {
 }
 ITERATE = "iterate"
 """The entry that holds stages of its own."""
+MAX_ROUNDS = 100
 
 # The nested dataclasses have no configuration of their own, so they take this one.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -37,13 +39,20 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attrib
 def iterate(stages: Sequence[Stage], *, rounds: int) -> list[Stage]:
     """Go through `stages` several times, each time a part of the way.
 
-    What a pruning shall keep in the end, such as half of the MACs, it keeps after all rounds
-    together: in each, the same share of what is left. So with the zeros of a sparsification.
+    What a pruning shall keep in the end, such as half of the MACs and a tenth of each layer, it
+    keeps after all rounds together: in each, the same share of what is left. Each round may change
+    the outputs by its part of `depth`, and the zeros of `Sparsify` and `Distill` become more.
     """
-    if rounds < 1:
-        raise RecipeError(f"iterate.rounds must be at least 1, got {rounds}")
+    if not 1 <= rounds <= MAX_ROUNDS:
+        bound = "at least 1" if rounds < 1 else f"at most {MAX_ROUNDS}"
+        raise RecipeError(f"iterate.rounds must be {bound}, got {rounds}")
     if not stages:
         raise RecipeError("iterate.stages has no stage to go through: list at least one")
+    if rounds > 1 and any(isinstance(stage, Quantize) for stage in stages):
+        raise RecipeError(
+            f"iterate goes through quantize in each of its {rounds} rounds, but a model is "
+            "quantized once: put quantize after iterate, not inside"
+        )
     return [
         _part_of(stage, (index + 1) / rounds, share=1 / rounds)
         for index in range(rounds)
@@ -54,10 +63,18 @@ def iterate(stages: Sequence[Stage], *, rounds: int) -> list[Stage]:
 def _part_of(stage: Stage, progress: float, *, share: float) -> Stage:
     """A stage as one round does it, which is a `share` of the way and ends at `progress` of it."""
     if isinstance(stage, Prune):
-        asked = {name: getattr(stage, name) for name in BUDGETS}
-        return replace(stage, **{name: f**share for name, f in asked.items() if f is not None})
-    if isinstance(stage, Sparsify) and stage.sparsity is not None:
-        return replace(stage, sparsity=1 - (1 - stage.sparsity) ** progress)
+        asked = {name: getattr(stage, name) for name in (*BUDGETS, "min_keep")}
+        kept = {name: f**share for name, f in asked.items() if f is not None}
+        return replace(stage, **kept, depth=stage.depth * share)
+    if isinstance(stage, Sparsify | Distill) and stage.sparsity is not None:
+        sparsity = 1 - (1 - stage.sparsity) ** progress
+        if share < 1 and sparsity < SPARSE_FROM:
+            raise RecipeError(
+                f"iterate: {stage.kind}.sparsity={stage.sparsity:g} in {round(1 / share)} rounds "
+                f"begins with {sparsity:.2g}, and fewer zeros than {SPARSE_FROM} are not kept from "
+                "one stage to the next: take fewer rounds"
+            )
+        return replace(stage, sparsity=sparsity)
     return stage
 
 
@@ -73,7 +90,7 @@ class Iterate:
     """Stages that are gone through in rounds, each a part of the way: see `iterate`."""
 
     rounds: int
-    """How often; what prune keeps in the end is spread over them."""
+    """How often, 1 to 100; what prune keeps in the end is spread over them."""
     stages: Sequence[Annotated[Stage, GetPydanticSchema(_read_stage)]]
     """The stages of each round, in their order."""
 

@@ -17,6 +17,7 @@ from slimdown.recipe.document import OPTION, Document, Keys, read_value
 from slimdown.recipe.entries import find_kind
 
 _PART = re.compile(r"(?P<key>[^\[\].]+)(?:\[(?P<index>\d+)\])?")
+_BAD_INDEX = re.compile(r"\[(?!\d+\])[^\]]*\]?")
 
 
 def override(document: Document, option: str, *, kinds: Sequence[str]) -> Document:
@@ -27,6 +28,12 @@ def override(document: Document, option: str, *, kinds: Sequence[str]) -> Docume
     place = OPTION + option
     key, equals, text = option.partition("=")
     keys = _parse_keys(key) if equals else ()
+    wrong = _BAD_INDEX.search(key) if equals else None
+    if wrong is not None:
+        raise RecipeError(
+            f"{place}: {wrong[0]} is no index: stages of a kind are counted from [0], the first, "
+            "as in prune[0].macs=0.5"
+        )
     if not keys:
         raise RecipeError(f"{place}: an override is KEY=VALUE, such as prune.macs=0.5")
     if keys[0] in kinds:

@@ -16,6 +16,7 @@ from slimdown.distill import Distill
 from slimdown.errors import RecipeError
 from slimdown.load import DataSource, ModelSource
 from slimdown.measure import MeasureSettings
+from slimdown.prune import Prune
 from slimdown.quantize import Quantize
 from slimdown.recipe.entries import STAGES as STAGES
 from slimdown.recipe.entries import STRICT, read_stages
@@ -67,6 +68,7 @@ class Recipe:
             if isinstance(stage, type) or not hasattr(stage, "kind"):
                 raise RecipeError(f"stages are such as Prune(macs=0.5), got {stage!r}")
         _check_order(self.stages)
+        _check_patterns(self.stages)
         if not re.fullmatch(r"\w[\w .+-]*", self.name):
             raise RecipeError(
                 "name is also the name of a folder: a letter or digit, then letters, digits, "
@@ -108,6 +110,21 @@ def _check_order(stages: Sequence[Stage]) -> None:
                 "stages distills a model in float16, which training does not survive: "
                 "put distill before quantize"
             )
+
+
+def _check_patterns(stages: Sequence[Stage]) -> None:
+    """Refuse to end with a pattern that a pruning broke: it moves the channels next to others."""
+    pattern, broken = None, False
+    for stage in stages:
+        if isinstance(stage, Sparsify) and stage.pattern is not None:
+            pattern, broken = stage.pattern, False
+        elif isinstance(stage, Prune):
+            broken = pattern is not None
+    if broken:
+        raise RecipeError(
+            f"stages prunes after sparsify.pattern={pattern}, which is lost where channels go: "
+            "put prune before sparsify, or sparsify to the pattern once more after it"
+        )
 
 
 RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from slimdown.capture import capture, find_tensor
-from slimdown.core import Context, Json, Progress, StageResult, Target, Task, batch_device
+from slimdown.core import Context, Json, Progress, StageResult, Target, Task
 from slimdown.errors import BadInput, Interrupted, RecipeError
-from slimdown.images import take_images
+from slimdown.images import as_input, take_images
 from slimdown.prune.budget.selection import matches
 from slimdown.sparsify.gains import describe_gains
 from slimdown.sparsify.layers import Weight, find_weights
@@ -24,7 +24,7 @@ from slimdown.sparsify.pattern import Pattern, keep_largest
 from slimdown.sparsify.reconstruct import reconstruct
 from slimdown.sparsify.scores import magnitude, wanda
 from slimdown.sparsify.walk import walk
-from slimdown.zeros import share_of_zeros
+from slimdown.zeros import SPARSE_FROM, is_sparse, share_of_zeros
 
 METHODS = ("sparsegpt", "wanda", "magnitude")
 SCOPES = ("layer", "global")
@@ -40,11 +40,12 @@ class Sparsify:
     """Set the least important weights of convolutions and linear layers to zero.
 
     Shapes stay as they are, and `Distill` and `Quantize` keep the zeros. Most runtimes are no
-    faster for them: the facts of the result tell what each is known to gain.
+    faster for them: the facts of the result tell what each is known to gain. They also tell the
+    layers whose zeros training will not keep, `not_kept`: too few, see `slimdown.zeros`.
     """
 
     sparsity: float | None = None
-    """The share of the weights that become zero, in (0, 1); this or `pattern`."""
+    """The share of the weights that become zero, in [0.01, 1); this or `pattern`."""
     pattern: str | None = None
     """N:M, such as "2:4": of every M neighbors along the input channels, N stay."""
     method: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
@@ -66,10 +67,10 @@ class Sparsify:
                 "sparsify needs exactly one of sparsity, such as 0.5, and pattern, such as 2:4, "
                 f"got sparsity={self.sparsity} and pattern={self.pattern}"
             )
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
+        if self.sparsity is not None and not SPARSE_FROM <= self.sparsity < 1:
             raise RecipeError(
                 "sparsify.sparsity is the share of the weights that become zero and must be in "
-                f"(0, 1), got {self.sparsity:g}"
+                f"[{SPARSE_FROM}, 1), got {self.sparsity:g}: later stages do not keep fewer zeros"
             )
         if self.pattern is not None:
             Pattern.parse(self.pattern)
@@ -183,7 +184,6 @@ class Sparsify:
                 f"sparsify.method={self.method} needs a few dozen calibration images and the task "
                 "has none: give the data a training or a calibration split, or choose magnitude"
             )
-        device = batch_device(graph_module)
 
         def visit(index: int, weight: Weight, inputs: Sequence[Tensor]) -> None:
             if context.stop_requested():
@@ -194,7 +194,7 @@ class Sparsify:
         visits: dict[Node, Callable[[Sequence[Tensor]], None]] = {
             weight.node: partial(visit, index, weight) for index, weight in enumerate(weights)
         }
-        walk(graph_module, [x.to(device) for x in images], visits)
+        walk(graph_module, [as_input(each, graph_module) for each in images], visits)
 
     def _cut_one_(self, weight: Weight, tensor: Tensor, inputs: Sequence[Tensor]) -> None:
         matrix = weight.to_matrix(tensor.detach())
@@ -256,6 +256,7 @@ def _facts(
     return {
         "pattern": pattern,
         "sparsity": {weight.layer: share_of_zeros(state[weight.name]) for weight in weights},
+        "not_kept": [weight.layer for weight in weights if not is_sparse(state[weight.name])],
         "dense": dense,
         "zeros": num_zeros / sum(parameter.numel() for parameter in parameters),
         **describe_gains(before.state_dict().values(), state.values()),
