@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from slimdown.images import take_images
+from slimdown.capture import capture
+from slimdown.images import as_input, take_images
 
 
 def test_takes_exactly_what_was_asked_for_and_makes_no_more() -> None:
@@ -23,3 +24,8 @@ def test_takes_exactly_what_was_asked_for_and_makes_no_more() -> None:
 
 def test_gives_all_where_there_are_fewer() -> None:
     assert sum(map(len, take_images([torch.zeros(3, 1, 2, 2)], 100))) == 3
+
+
+def test_images_come_in_the_precision_of_the_graph() -> None:
+    graph_module = capture(nn.Linear(3, 2).bfloat16(), torch.zeros(1, 3))
+    assert as_input(torch.zeros(4, 3), graph_module).dtype == torch.bfloat16

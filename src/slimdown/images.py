@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor
+from torch.fx import GraphModule
 
 
 def take_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
@@ -20,3 +21,10 @@ def take_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
         if missing <= 0:
             break
     return taken
+
+
+def as_input(images: Tensor, graph_module: GraphModule) -> Tensor:
+    """The images on the device and in the precision that a captured graph takes."""
+    nodes = graph_module.graph.nodes
+    wanted: Tensor = next(node.meta["val"] for node in nodes if node.op == "placeholder")
+    return images.to(wanted.device, wanted.dtype)

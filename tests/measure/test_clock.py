@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slimdown.core import Operation
-from slimdown.errors import RecipeError
+from slimdown.errors import BadInput, RecipeError
 from slimdown.measure import clock_cache, clock_for
 from slimdown.measure.clock import OnnxClock, Turns, _split, time_in_turns
 from slimdown.measure.operators import NUM_COPIES, build_operator, input_shape, num_copies
@@ -126,6 +127,22 @@ def test_a_runtime_takes_longer_for_a_larger_network(
     predicts = [clock.deploy(model, example) for model in (tiny_net, large)]
     small_ms, large_ms = clock.time_networks(predicts, example)
     assert 0 < 2 * small_ms < large_ms
+
+
+def test_timing_leaves_the_global_generator_as_it_was() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    clock_for("onnxruntime").time_operations([convolution(8)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_refused_with_the_reason(
+    tiny_net: nn.Module, dtype: torch.dtype
+) -> None:
+    model, example = copy.deepcopy(tiny_net).to(dtype), torch.randn(1, 3, 16, 16, dtype=dtype)
+    with pytest.raises(BadInput, match="latency budget needs a model with float32 weights"):
+        clock_for("onnxruntime").deploy(model, example)
 
 
 def test_what_was_timed_is_looked_up_by_the_next_clock(

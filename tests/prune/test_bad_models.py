@@ -8,7 +8,7 @@ from torch import nn
 
 from slimdown import verify
 from slimdown.capture import analyze, capture
-from slimdown.errors import CannotCapture
+from slimdown.errors import BadInput, CannotCapture
 from slimdown.prune import Prune
 from slimdown.prune.probe import make_probe
 
@@ -163,6 +163,91 @@ def test_weights_of_another_precision(net, dtype):
     assert result.facts["delivery"] == "in_place", result.facts["reason"]
     assert {p.dtype for p in result.model.parameters()} == {dtype}
     assert verify(model, result, X[:1].to(dtype)).relative_error <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"sensitivity": True}, {"depth": 0.1}])
+def test_images_are_given_in_the_precision_of_the_model(net, task_for, dtype, settings):
+    model = net.to(dtype)
+    result = Prune(macs=0.5, round_to=1, **settings)(model, task_for(8, 8, 8))
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    before, after = result.facts["compensation"]["output_error"]
+    assert after < before
+
+
+class Writes(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).mul_(2))
+
+
+class WritesNot(Net):
+    def forward(self, x):
+        return super().forward((x - 0.5) * 2)
+
+
+@pytest.mark.parametrize("settings", [{"sensitivity": True}, {"depth": 0.1, "importance": "wanda"}])
+def test_an_input_that_is_written_into(task_for, settings):
+    task = task_for(8, 8, 8)
+    (images,) = task.calibration_batches()
+    before = images.clone()
+    writes, writes_not = Writes().eval(), WritesNot().eval()
+    writes_not.load_state_dict(writes.state_dict())
+    stage = Prune(macs=0.5, round_to=1, **settings)
+    result, wanted = stage(writes, task), stage(writes_not, task)
+    assert torch.equal(images, before)
+    assert result.facts["delivery"] == "in_place", result.facts["reason"]
+    assert result.structure == wanted.structure
+    assert torch.equal(result.model(X.clone()), wanted.model(X))
+
+
+OUTPUTS = {
+    "a mean": lambda y: (y, y.square().mean()),
+    "a constant": lambda y: (y, torch.arange(28.0).view(7, 4)),
+    "another axis": lambda y: {"a": y.view(-1, 3, 5).transpose(0, 1), "b": [y, None]},
+    "classes": lambda y: (y.argmax(1), y),
+    "crops": lambda y: y.reshape(-1, 5),
+}
+NO_SAMPLES = {
+    r"float32 \(\)": lambda y: y.mean(),
+    r"float32 \(3, \d, 5\)": lambda y: y.view(-1, 3, 5).transpose(0, 1),
+    r"int64 \(\d,\)": lambda y: y.argmax(1),
+}
+
+
+class Gives(Net):
+    def __init__(self, outputs):
+        super().__init__()
+        self.head = nn.Linear(24, 15)
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.outputs(super().forward(x))
+
+
+SETTINGS = [
+    {},
+    {"importance": "l2", "compensate": False},
+    {"importance": "l2"},
+    {"importance": "wanda", "sensitivity": True},
+    {"depth": 0.1},
+]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_beside_those_that_list_samples(name, task_for):
+    model = Gives(OUTPUTS[name]).eval()
+    for settings in SETTINGS:
+        result = Prune(macs=0.5, round_to=1, **settings)(model, task_for(8, 8, 8))
+        assert result.facts["delivery"] == "in_place", result.facts["reason"]
+        verify(model, result, X[:1])
+
+
+@pytest.mark.parametrize("given", NO_SAMPLES)
+def test_outputs_that_list_no_samples_are_refused_by_what_they_are(given, task_for):
+    model = Gives(NO_SAMPLES[given]).eval()
+    for settings in SETTINGS:
+        with pytest.raises(BadInput, match=f"for a batch of . this model gives {given}: wrap it"):
+            Prune(macs=0.5, round_to=1, **settings)(model, task_for(8, 8, 8))
 
 
 def test_dynamic_control_flow_is_refused_by_its_module(prune):

@@ -14,7 +14,7 @@ from torch import nn
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import is_frozen, leaves
 from slimdown.core import Context
-from slimdown.errors import Interrupted, RecipeError
+from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.load import ModelSource, load_model
 from slimdown.prune import Prune
 from slimdown.prune.compensation.compensate import compensate_
@@ -58,7 +58,7 @@ def error(model, pruned, count=16):
     """Relative, on images that were never seen."""
     x = images(count, seed=6)
     with torch.no_grad():
-        return relative_error([pruned(x)], [model(x)])
+        return relative_error([pruned(x)], [model(x)], sizes=[count])
 
 
 # ------------------------------------------------------------------------ what is exactly known
@@ -317,9 +317,17 @@ def test_too_few_images_are_refused(tiny_net, count):
         example_input=torch.randn(1, 3, 16, 16),
         calibration_batches=lambda: [torch.randn(1, 3, 16, 16)] * count,
     )
-    with pytest.raises(RecipeError, match=f"needs calibration images.* got {count} images"):
+    with pytest.raises(RecipeError, match=f"needs at least 2 calibration images, got {count};"):
         Prune(macs=0.5, importance="l2")(tiny_net, task)
     assert Prune(macs=0.5, importance="l2", compensate=False)(tiny_net, task).model
+
+
+def test_images_that_are_no_numbers_are_refused(tiny_net, task_for):
+    task = task_for(3, 16, 16)
+    (x,) = task.calibration_batches()
+    x[5, 0] = torch.nan
+    with pytest.raises(BadInput, match=r"output 0 of this model, float32 .* holds NaN"):
+        Prune(macs=0.5, importance="l2")(tiny_net, task)
 
 
 def test_a_stop_is_heeded(tiny_net, task_for):
@@ -339,7 +347,9 @@ def test_the_users_own_module_gets_the_weights_of_the_graph(tiny_net, task_for):
     (x,) = task.calibration_batches()
     with torch.no_grad():
         wanted = [tiny_net(x)]
-        errors = [relative_error([each.model(x)], wanted) for each in (plain, better)]
+        errors = [
+            relative_error([each.model(x)], wanted, sizes=[len(x)]) for each in (plain, better)
+        ]
     assert errors[1] < errors[0]
     json_facts = better.facts["compensation"]
     assert json_facts["output_error"][1] < json_facts["output_error"][0]

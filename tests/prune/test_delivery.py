@@ -69,6 +69,29 @@ def test_attributes_of_the_users_own_modules_are_found(networks, task_for):
     assert model.proj.in_features == model.num_heads * model.head_dim
 
 
+def test_attributes_come_in_the_order_of_the_graph(task_for):
+    class Unfolds(nn.Module):
+        """Holds its width by itself, since torch's layers come before all others."""
+
+        def __init__(self):
+            super().__init__()
+            self.channels = 24
+
+        def forward(self, x):
+            return x.reshape(-1, self.channels, 8, 8)
+
+    names = [f"{letter}_unfolds" for letter in "dbfaec"]
+    model = nn.Sequential()
+    for name in names:  # each after another convolution
+        model.append(nn.Conv2d(24 if len(model) else 8, 24, 1))
+        model.add_module(name, Unfolds())
+    model.append(nn.Flatten())
+    model.append(nn.Linear(24 * 64, 5))
+    result = pruned(model.eval(), task_for(8, 8, 8))
+    assert result.facts["delivery"] == "in_place", result.facts["reason"]
+    assert [name for name in result.structure["attributes"] if name in names] == names
+
+
 class Refuses(nn.Module):
     """Asserts its own widths, so that it cannot be edited."""
 

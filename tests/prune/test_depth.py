@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from slimdown.core import Context
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.prune import Prune
 from slimdown.prune.budget.cost import mac_cost
+from slimdown.prune.depth import blocks
 from slimdown.prune.depth.blocks import remove_blocks
 from slimdown.prune.depth.branches import Bypassed, bypass, find_branches
 from slimdown.prune.verification import verify
@@ -179,6 +181,10 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def num_bytes(model: nn.Module) -> int:
+    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_two_idle_blocks_go_and_no_others(name: str) -> None:
     model, task = make(name), make_task(8, 8, 8)
@@ -235,6 +241,7 @@ def test_blocks_then_channels_within_one_budget(name: str, tmp_path: Path) -> No
     assert 0.3 < after / before <= 0.4
     assert sorted(result.facts["depth"]["removed"]) == NETS[name][2]
     assert result.facts["parameters"] == [count(model), count(result.model)]
+    assert result.facts["size"] == [num_bytes(model), num_bytes(result.model)]
     assert json.loads(json.dumps(result.facts)) == result.facts
     rebuilt = stage.rebuild(
         make(name), json.loads(json.dumps(result.structure)), task.example_input
@@ -304,6 +311,36 @@ def test_globs_protect_blocks() -> None:
     assert spared.facts["removed"] == ["blocks.3"]
     only = remove_blocks(model, task, max_error=0.05, include=("blocks.1*",))
     assert only.facts["removed"] == ["blocks.1"]
+
+
+def test_globs_that_match_nothing_are_refused() -> None:
+    for option in ("include", "exclude"):
+        settings: dict[str, Any] = {option: ("blocks.1*", "blocks.9*")}
+        with pytest.raises(RecipeError, match=rf"prune\.{option}: 'blocks\.9\*' matches no layer"):
+            remove_blocks(make("resnet"), make_task(8, 8, 8), max_error=0.05, **settings)
+
+
+def test_globs_may_name_blocks_that_went() -> None:
+    stage = Prune(macs=0.6, depth=0.05, round_to=1, importance="l2", include=("blocks.*",))
+    model, task = make("resnet"), make_task(8, 8, 8)
+    settings: dict[str, Any] = {"include": ("blocks.3.conv1", "blocks.*"), "exclude": ("stem.*",)}
+    result = replace(stage, **settings)(model, task)
+    assert "blocks.3" in result.facts["depth"]["removed"]
+    assert result.structure == stage(model, task).structure
+
+
+def test_costs_are_counted_only_where_something_is_to_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    analyzed = []
+    monkeypatch.setattr(blocks, "analyze", lambda graph: analyzed.append(graph) or analyze(graph))
+    remove_blocks(make("resnet"), make_task(8, 8, 8), max_error=0.05)
+    assert len(analyzed) == 2  # what came in and what is left
+    analyzed.clear()
+    shallow = remove_blocks(
+        make("resnet"), make_task(8, 8, 8), max_error=0.05, fraction=0.1, count=mac_cost
+    )
+    assert len(analyzed) == 3 + len(shallow.facts["removed"]) == 5
 
 
 def test_captured_graphs_lose_their_blocks_as_graphs() -> None:
@@ -443,6 +480,20 @@ def test_images_are_needed_and_must_differ() -> None:
 
 def _empty() -> Any:
     return SimpleNamespace(example_input=torch.zeros(1, 8, 8, 8), calibration_batches=list)
+
+
+def test_outputs_and_weights_that_are_no_numbers_are_refused() -> None:
+    task = make_task(8, 8, 8)
+    broken = make("resnet")
+    with torch.no_grad():
+        next(broken.parameters())[0] = torch.nan
+    name, _ = next(broken.named_parameters())
+    with pytest.raises(BadInput, match=f"{name} of this model holds NaN"):
+        Prune(macs=0.5, depth=0.1)(broken, task)
+    bad = _empty()
+    bad.calibration_batches = lambda: [torch.full((4, 8, 8, 8), torch.inf)]
+    with pytest.raises(BadInput, match="output 0 of this model"):
+        Prune(macs=0.5, depth=0.1)(make("resnet"), bad)
 
 
 def test_another_models_plan_is_refused() -> None:

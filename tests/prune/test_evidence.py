@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import is_frozen, leaves
 from slimdown.core import Batch, Context
-from slimdown.errors import RecipeError
+from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.prune.importance.evidence import gather, gather_weights
 from slimdown.prune.importance.gates import find_gates
 from slimdown.prune.importance.lookout import MIN_DERIVATIVE_IMAGES, Lookout
@@ -399,6 +399,52 @@ def test_the_same_seed_gives_the_same_and_draws_no_number_of_the_run(tiny_net, a
             )
             assert torch.equal(square, again)
             assert not torch.equal(square, new)
+
+
+def test_no_other_devices_numbers_are_drawn(tiny_net, analysis_of, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    task = task_of(torch.randn(5, 3, 16, 16))
+    gather(analysis_of(tiny_net, 3, 16, 16), EVERYTHING, task, num_images=5)
+    assert not seeded
+
+
+@pytest.mark.parametrize("need", ["inputs", "loss_gates", "output_gates"])
+def test_a_stop_is_heeded(tiny_net, analysis_of, need):
+    task = task_of(torch.randn(5, 3, 16, 16), torch.randint(4, (5,)))
+    context = Context(stop_requested=lambda: True)
+    with pytest.raises(Interrupted, match="looking at images"):
+        gather(analysis_of(tiny_net, 3, 16, 16), [need], task, num_images=5, context=context)
+
+
+@pytest.mark.parametrize("need", ["inputs", "loss_gates", "output_gates"])
+def test_outputs_that_are_no_numbers_are_refused(tiny_net, analysis_of, need):
+    images = torch.randn(10, 3, 16, 16)
+    images[7, 0] = torch.inf
+    task = task_of(images, torch.randint(4, (10,)))
+    with pytest.raises(BadInput, match=r"output 0 of this model, float32 \(5, 4\), holds NaN"):
+        gather(analysis_of(tiny_net, 3, 16, 16), [need], task, num_images=10)
+
+
+@pytest.mark.parametrize("name", ["down.weight", "bn.running_var"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tiny_net, analysis_of, name):
+    tiny_net.state_dict()[name].view(-1)[3] = torch.inf
+    with pytest.raises(BadInput, match=f"{name} of this model holds NaN or infinity"):
+        gather(analysis_of(tiny_net, 3, 16, 16), ["weights"], task_of(None), num_images=1)
+
+
+def test_infinity_in_a_mask_is_no_mistake(analysis_of):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0]))
+
+        def forward(self, x):
+            return (self.down(self.up(x)) + self.mask).softmax(1)
+
+    assert gather(analysis_of(Masked(), 6), EVERYTHING, task_of(torch.randn(8, 6)), num_images=8)
 
 
 def test_labeled_images_are_as_many_as_asked_for(tiny_net, analysis_of):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var
 from slimdown.core import Context
-from slimdown.errors import RecipeError
+from slimdown.errors import Interrupted, RecipeError
 from slimdown.prune import Prune
-from slimdown.prune.budget.pace import Chosen, approach
+from slimdown.prune.budget.pace import Attempt, Chosen, approach, nearest
 
 
 def work(operation):
@@ -42,6 +43,7 @@ def test_a_clock_that_the_table_knows_all_of_is_met_at_once(net, fake_clock, tas
     assert facts["measured"] == pytest.approx(facts["predicted"], rel=1e-6)
     assert 0.475 <= facts["measured"] <= 0.5
     assert facts["runtime"] == "fake 1"
+    assert facts["met"] is True
     json.dumps(facts)
 
 
@@ -141,6 +143,72 @@ def test_granularity_is_no_reason_to_go_on():
 
     attempts = approach(0.6, coarse, lambda kept: float(kept[LEAF].float().mean()))
     assert [round(attempt.measured, 1) for attempt in attempts] == [0.3, 0.9]
+
+
+def test_what_is_slower_than_asked_is_taken_only_where_nothing_else_is():
+    def attempt(measured):
+        return Attempt(**vars(choose(measured)), goal=measured, measured=measured)
+
+    slow, fast, slowest = attempt(0.56), attempt(0.3), attempt(0.9)
+    assert nearest([slow, fast, slowest], 0.5) is fast
+    assert nearest([slow, slowest], 0.5) is slow
+    just = attempt(0.52)  # within the tolerance
+    assert nearest([just, fast], 0.5) is just
+
+
+def test_a_latency_between_two_widths_is_kept_to_and_one_that_is_missed_is_told(
+    net, fake_clock, task_for, monkeypatch
+):
+    clock = fake_clock(work, overhead_ms=0.3)
+    facts = prune(net, clock, task_for, latency=0.6, round_to=16).facts["latency"]
+    assert facts["met"] is True
+    assert facts["measured"] <= 0.6 * 1.05
+    monkeypatch.setattr("slimdown.prune.budget.pace.MAX_ATTEMPTS", 1)
+    facts = prune(net, clock, task_for, latency=0.6, round_to=16).facts["latency"]
+    assert facts["met"] is False
+    assert facts["measured"] > 0.6 * 1.05
+
+
+def test_a_stop_is_heeded_between_attempts():
+    measured = []
+
+    def measure(kept):
+        measured.append(kept)
+        return 0.9
+
+    with pytest.raises(Interrupted, match="stopped while keeping to a latency"):
+        approach(0.5, choose, measure, stop_requested=lambda: len(measured) == 1)
+    assert len(measured) == 1
+
+
+def test_a_network_of_no_length_is_compared_with_all_the_same(net, fake_clock, task_for):
+    class Empty(nn.Module):
+        """False where its truth is asked for."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+        def __len__(self):
+            return 0
+
+    class Watched(fake_clock):
+        deployed = ()
+
+        def deploy(self, model, example_input):
+            self.deployed += (model,)
+            return super().deploy(model, example_input)
+
+    clock, task, original = Watched(work), task_for(16, 8, 8), Empty()
+    analysis = analyze(capture(net, task.example_input))
+    stage = Prune(latency=0.6, importance="l2", target="fake")
+    scores = stage.score(analysis, task)
+    context = Context(find_clock=lambda target: clock)
+    stage.keep_pace(analysis, scores, task, context, original=original)
+    assert clock.deployed[0] is original
 
 
 def test_all_of_the_latency_changes_nothing(net, fake_clock, task_for):

@@ -12,7 +12,7 @@ from torch import nn
 from slimdown.capture import analyze, capture
 from slimdown.capture.dims import Var
 from slimdown.core import Context
-from slimdown.errors import RecipeError
+from slimdown.errors import Interrupted, RecipeError
 from slimdown.prune import Prune
 from slimdown.prune.budget.cost import volume_cost
 from slimdown.prune.budget.sensitivity import Sensitivity, tried_widths, with_damage
@@ -104,3 +104,9 @@ def test_what_was_measured_is_not_measured_again(net):
 def test_too_few_images_are_an_error(net):
     with pytest.raises(RecipeError, match=r"prune\.sensitivity looks at .* at least 2"):
         Prune(macs=0.7, importance="l2", sensitivity=True)(net, task_with(1))
+
+
+def test_a_stop_is_heeded(net):
+    stage = Prune(macs=0.7, importance="l2", sensitivity=True, compensate=False)
+    with pytest.raises(Interrupted, match="measuring sensitivity"):
+        stage(net, task_with(4), Context(stop_requested=lambda: True))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdown.core import Artifact, Clock, Operation, Predict, Target
-from slimdown.errors import RecipeError
+from slimdown.errors import BadInput, RecipeError
 from slimdown.files import hash_files
 from slimdown.measure.clock_cache import conditions, load_timings, save_timings
 from slimdown.measure.machine import cpu_features
@@ -94,7 +94,16 @@ class OnnxClock:
         return [known[str(each)] for each in operations]
 
     def deploy(self, model: nn.Module, example_input: Tensor) -> Predict:
-        """The module exported and opened by the target; its files go when it does."""
+        """The module exported and opened by the target; its files go when it does.
+
+        Raises BadInput for one that cannot be exported, or that takes other than float32 images.
+        """
+        if example_input.dtype != torch.float32:
+            raise BadInput(
+                "a latency budget needs a model with float32 weights that takes float32 images, "
+                f"got {str(example_input.dtype).removeprefix('torch.')}: prune model.float(), and "
+                "let Quantize(precision='float16') be the stage after it"
+            )
         folder = Path(tempfile.mkdtemp(prefix="slimdown-clock-"))
         try:
             task: Any = SimpleNamespace(example_input=example_input)
@@ -111,13 +120,14 @@ class OnnxClock:
         return time_in_turns(calls, NETWORKS)
 
     def _time(self, operations: Sequence[Operation]) -> list[float]:
+        generator = torch.Generator().manual_seed(0)  # the global one is the user's
         with tempfile.TemporaryDirectory(prefix="slimdown-clock-") as folder:
             calls = []
             for index, operation in enumerate(operations):
                 path = Path(folder) / f"{index}.onnx"
                 path.write_bytes(build_operator(operation).SerializeToString())
                 predict = self.target.load(self._artifact(path), num_threads=NUM_THREADS)
-                calls.append((predict, torch.rand(input_shape(operation))))
+                calls.append((predict, torch.rand(input_shape(operation), generator=generator)))
             times_ms = time_in_turns(calls, OPERATORS)
         return [ms / num_copies(each) for ms, each in zip(times_ms, operations, strict=True)]
 

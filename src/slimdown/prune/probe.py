@@ -8,7 +8,7 @@ give way to random ones, and batch norms that have seen no data to the statistic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from slimdown.capture import Analysis, has_dynamic_batch
 from slimdown.capture.call import arguments_of, operator_name
+from slimdown.errors import BadInput
 from slimdown.prune.plan import Slices
 from slimdown.prune.surgery import slice_tensor
 
@@ -54,7 +55,8 @@ class Probe:
         own = dict(chain(module.named_parameters(), module.named_buffers()))
         state = {name: tensor for name, tensor in self.state.items() if name in own}
         with torch.no_grad():
-            return [functional_call(module, state, (each,)) for each in self.inputs]
+            # Copies, since a forward may write into its input.
+            return [functional_call(module, state, (each.clone(),)) for each in self.inputs]
 
 
 def make_probe(analysis: Analysis) -> Probe:
@@ -94,22 +96,39 @@ def _fresh_norms(graph_module: GraphModule, state: Mapping[str, Tensor]) -> set[
     return {name for name in names & state.keys() if _is_flat(state[name])}
 
 
-def relative_error(results: Sequence[Any], reference: Sequence[Any]) -> float:
+def relative_error(
+    results: Sequence[Any], reference: Sequence[Any], *, sizes: Sequence[int] | None = None
+) -> float:
     """Error over spread: the outputs for several inputs, each centered over them.
 
     What outputs have in common does not tell whether they depend on the input as they should.
-    NaN where they do not depend on the input at all.
+    NaN where they do not depend on the input at all. Outputs that are no list of samples, such as
+    anchors or a mean, are compared as they are. `sizes` are those of the batches, where they are
+    not the probe's.
     """
-    ours, theirs = _centered(results), _centered(reference)
-    if ours.shape != theirs.shape:
+    if [_shapes(output) for output in results] != [_shapes(output) for output in reference]:
         return float("inf")
-    spread = float(theirs.norm())
-    return float((ours - theirs).norm()) / spread if spread > 0 else float("nan")
+    sizes = sizes or _probe_sizes(reference)
+    batched = set(_find_batched(reference, sizes))
+    others = set(range(len(_shapes(reference[0])))) - batched
+    errors = []
+    if batched:
+        ours, theirs = _centered(results, sizes, batched), _centered(reference, sizes, batched)
+        spread = float(theirs.norm())
+        errors.append(float((ours - theirs).norm()) / spread if spread > 0 else float("nan"))
+    if others:
+        ours, theirs = _flat(results, others), _flat(reference, others)
+        error = float((ours - theirs).norm())
+        errors.append(error and error / max(float(theirs.norm()), 1e-30))
+    return float(torch.tensor(errors).max()) if errors else float("nan")  # that of NaN is NaN
 
 
 def has_spread(outputs: Sequence[Any]) -> bool:
-    """Whether outputs for several inputs differ at all."""
-    return bool(_centered(outputs).abs().max() > 0)
+    """Whether a probe's outputs for several inputs differ at all. Raises BadInput."""
+    for output in outputs:
+        require_finite(output)
+    sizes = _probe_sizes(outputs)
+    return bool(_centered(outputs, sizes, batched_outputs(outputs, sizes)).abs().max() > 0)
 
 
 def floating_outputs(output: Any) -> list[Tensor]:
@@ -118,14 +137,91 @@ def floating_outputs(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _centered(outputs: Sequence[Any]) -> Tensor:
-    """All floating-point outputs of a few batches, (samples, values)."""
-    rows = [
-        torch.cat([x.detach().double().reshape(len(x), -1) for x in floating_outputs(output)], 1)
-        for output in outputs
-    ]
-    samples = torch.cat(rows)
+def batched_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Which of the floating-point outputs list the samples of batches of these sizes.
+
+    Their axis 0 is the batch or, where that is so of none, a multiple of it, such as the crops of
+    all images. Raises BadInput where there are none.
+    """
+    found = _find_batched(outputs, sizes)
+    if not found:
+        given = ", ".join(_tell(leaf) for leaf in tree_leaves(outputs[0])) or "nothing"
+        raise BadInput(
+            "prune tells by a model's outputs what matters, image by image, and needs one of "
+            f"floating-point numbers with the batch as axis 0; for a batch of {sizes[0]} this "
+            f"model gives {given}: wrap it in a module that returns its logits or features, (N, …)"
+        )
+    return found
+
+
+def in_rows(output: Any, size: int, which: Collection[int]) -> Tensor:
+    """Those of the floating-point outputs that list the samples of one batch, (size, values)."""
+    tensors = floating_outputs(output)
+    return torch.cat([tensors[index].detach().reshape(size, -1) for index in sorted(which)], 1)
+
+
+def require_finite(output: Any) -> None:
+    """Raise BadInput where a model's output holds NaN or infinity."""
+    for index, tensor in enumerate(floating_outputs(output)):
+        if not tensor.isfinite().all():
+            raise BadInput(
+                f"output {index} of this model, {_tell(tensor)}, holds NaN or infinity, of which "
+                "nothing can be learned: give images as it was trained on; where it masks its "
+                "outputs with infinity, do so in a module around it"
+            )
+
+
+def require_finite_state(analysis: Analysis) -> None:
+    """Raise BadInput where a model's weights or statistics hold NaN or infinity."""
+    for name in analysis.tensors:
+        tensor = analysis.tensor(name).detach()
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            is_mask = name not in analysis.parameters and bool((tensor < torch.inf).all())
+            if not is_mask:  # one that hides places behind minus infinity
+                raise BadInput(
+                    f"{name} of this model holds NaN or infinity: give weights of before its "
+                    "training diverged"
+                )
+
+
+def _find_batched(outputs: Sequence[Any], sizes: Sequence[int]) -> tuple[int, ...]:
+    several = [_shapes(output) for output in outputs]
+    indices = [i for i in range(min(map(len, several))) if all(shapes[i] for shapes in several)]
+    lengths = {i: [shapes[i][0] for shapes in several] for i in indices}
+    exact = [i for i in indices if lengths[i] == list(sizes)]
+    multiple = (
+        i
+        for i in indices
+        if all(n > 0 and n % size == 0 for n, size in zip(lengths[i], sizes, strict=True))
+    )
+    return tuple(exact or multiple)
+
+
+def _probe_sizes(outputs: Sequence[Any]) -> list[int]:
+    """Of the batches of a probe: one of all its samples, or one for each."""
+    return [max(1, NUM_SAMPLES // len(outputs))] * len(outputs)
+
+
+def _shapes(output: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in floating_outputs(output)]
+
+
+def _tell(leaf: Any) -> str:
+    if not isinstance(leaf, Tensor):
+        return type(leaf).__name__
+    return f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+
+
+def _centered(outputs: Sequence[Any], sizes: Sequence[int], which: Collection[int]) -> Tensor:
+    """The outputs of a few batches less their mean, (samples, values)."""
+    pairs = zip(outputs, sizes, strict=True)
+    samples = torch.cat([in_rows(output, size, which).double() for output, size in pairs])
     return samples - samples.mean(0)
+
+
+def _flat(outputs: Sequence[Any], which: Collection[int]) -> Tensor:
+    tensors = (floating_outputs(output)[i] for output in outputs for i in sorted(which))
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def _random_inputs(graph_module: GraphModule, generator: torch.Generator) -> list[Tensor]:
@@ -189,6 +285,10 @@ class Replay(Interpreter):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return super().run(*map(self.cast, args), **kwargs)
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().placeholder(target, args, kwargs)
+        return value.clone() if isinstance(value, Tensor) else value  # the graph may write into it
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in self.state:

@@ -15,7 +15,14 @@ MAX_VALUES = 2**27
 
 
 class Run(Interpreter):
-    """Runs a graph on detached tensors, so that no gradient ever reaches the model's parameters."""
+    """Runs a graph on detached tensors, so that no gradient ever reaches the model's parameters.
+
+    And on copies of the images, which a graph may write into.
+    """
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().placeholder(target, args, kwargs)
+        return value.clone() if isinstance(value, Tensor) else value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)

@@ -15,7 +15,7 @@ from slimdown.errors import RecipeError
 from slimdown.prune.budget.allocation import BUDGETS, COUNTED, allocate, check_budgets
 from slimdown.prune.budget.cost import size_cost
 from slimdown.prune.budget.pace import keep_pace
-from slimdown.prune.budget.selection import find_bundles
+from slimdown.prune.budget.selection import check_globs, find_bundles
 from slimdown.prune.budget.sensitivity import Weigh, find_sensitivity
 from slimdown.prune.budget.widths import Choice, Price, allowed_widths, steps
 from slimdown.prune.compensation.compensate import recover_
@@ -130,6 +130,8 @@ class Prune:
         shallow = self._remove_blocks(model, task, context) if self.depth > 0 else None
         source = model if shallow is None else shallow.module
         analysis = analyze(capture(source, task.example_input))
+        if shallow is None:  # else they were checked before blocks, and their layers, went
+            check_globs(analysis, include=self.include, exclude=self.exclude)
         show("choose")
         scores = self.score(analysis, task, context)
         sensitivity = find_sensitivity(analysis, task, context) if self.sensitivity else None
@@ -257,6 +259,7 @@ class Prune:
             round_to=round_to,
             per=self._price,
             original=original,
+            stop_requested=context.stop_requested,
         )
 
     @property

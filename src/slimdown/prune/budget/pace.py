@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slimdown.capture import Analysis
 from slimdown.capture.dims import Kept
 from slimdown.core import Clock, Json
+from slimdown.errors import Interrupted
 from slimdown.prune.budget.allocation import unreachable
 from slimdown.prune.budget.cost import Cost
 from slimdown.prune.budget.latency import latency_cost
@@ -33,6 +34,10 @@ TOLERANCE = 0.05
 MAX_ATTEMPTS = 6
 
 
+def _go_on() -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The channels that are kept for a goal, and the share of the latency that is predicted."""
@@ -49,7 +54,10 @@ class Attempt(Chosen):
     measured: float
 
     def is_near(self, asked: float) -> bool:
-        return abs(self.measured - asked) <= TOLERANCE * asked
+        return self.meets(asked) and self.measured >= (1 - TOLERANCE) * asked
+
+    def meets(self, asked: float) -> bool:
+        return self.measured <= (1 + TOLERANCE) * asked
 
 
 def keep_pace(
@@ -62,15 +70,18 @@ def keep_pace(
     round_to: int,
     per: Price,
     original: nn.Module | None = None,
+    stop_requested: Callable[[], bool] = _go_on,
 ) -> tuple[Kept, Json]:
     """Choose channels so that the network takes `asked` of the latency of `original`; say how.
 
     `rounds` are what may be narrowed: the second where the first does not suffice. `original` is
-    the network that was captured unless it is given. What comes nearest is returned where nothing
-    is within `TOLERANCE`, as where a small network has few widths to choose from. Raises
-    RecipeError where even the narrowest network takes longer.
+    the network that was captured unless it is given. A small network has few widths to choose
+    from: where nothing is within `TOLERANCE`, the slowest is returned that is not slower than
+    asked, or else the fastest, with `met` false. Raises RecipeError where even the narrowest
+    network takes longer, and Interrupted where a stop was requested.
     """
-    first = clock.deploy(original or analysis.graph_module, example_input)
+    whole = analysis.graph_module if original is None else original
+    first = clock.deploy(whole, example_input)
     captured = first if original is None else clock.deploy(analysis.graph_module, example_input)
     whole_ms, captured_ms = clock.time_networks([first, captured], example_input)
     cost = latency_cost(analysis, clock, whole_ms=captured_ms, round_to=round_to)
@@ -83,32 +94,44 @@ def keep_pace(
         before_ms, after_ms = clock.time_networks([first, pruned], example_input)
         return after_ms / before_ms
 
-    attempts = approach(asked, choose, measure)
-    best = min(attempts, key=lambda attempt: abs(attempt.measured - asked))
-    is_narrowest = _are_equal(best.kept, choose(0.0).kept)
-    if is_narrowest and best.measured > (1 + TOLERANCE) * asked:
+    attempts = approach(asked, choose, measure, stop_requested=stop_requested)
+    best = nearest(attempts, asked)
+    if not best.meets(asked) and _are_equal(best.kept, choose(0.0).kept):
         raise unreachable("latency", asked, best.measured, analysis)
     return best.kept, {
         "runtime": clock.runtime,
         "asked": asked,
         "predicted": best.predicted,
         "measured": best.measured,
+        "met": best.meets(asked),
         "original_ms": whole_ms,
         "attempts": [[each.goal, each.measured] for each in attempts],
     }
 
 
+def nearest(attempts: Sequence[Attempt], asked: float) -> Attempt:
+    """Of those that are not slower than asked the nearest, or else the nearest of all."""
+    met = [attempt for attempt in attempts if attempt.meets(asked)]
+    return min(met or attempts, key=lambda attempt: abs(attempt.measured - asked))
+
+
 def approach(
-    asked: float, choose: Callable[[float], Chosen], measure: Callable[[Kept], float]
+    asked: float,
+    choose: Callable[[float], Chosen],
+    measure: Callable[[Kept], float],
+    *,
+    stop_requested: Callable[[], bool] = _go_on,
 ) -> list[Attempt]:
     """Choose and measure until what is measured is near `asked`, or nothing new can be tried.
 
     The first goal is `asked`; the next one is scaled by the error, and those after it are taken
-    from the line through the two measurements that are nearest.
+    from the line through the two measurements that are nearest. Raises Interrupted.
     """
     attempts: list[Attempt] = []
     goal = asked
     while len(attempts) < MAX_ATTEMPTS:
+        if stop_requested():
+            raise Interrupted("stopped while keeping to a latency; the next run begins it anew")
         chosen = choose(goal)
         if _was_tried(chosen, attempts):
             if min(map(_by_measured, attempts)) <= asked:

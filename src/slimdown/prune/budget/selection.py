@@ -20,8 +20,7 @@ def find_bundles(
     Left for the second round: channels that a layer or group norm averages over, since removing
     some changes the statistics of all that are left; the width of attention heads, where the
     module computes its scale from it; and channels that a module splits into equal parts where the
-    parts cannot be kept equal. The last two only a graph can say. Raises RecipeError for a glob
-    that matches nothing.
+    parts cannot be kept equal. The last two only a graph can say.
     """
     selected = select(group_channels(analysis), include=include, exclude=exclude)
     spared = {leaf for dim in analysis.spared for leaf in leaves(dim)}
@@ -32,10 +31,9 @@ def find_bundles(
     yield bundle(selected, analysis.ties)
 
 
-def select(
-    groups: Mapping[Var, ChannelGroup], *, include: Sequence[str], exclude: Sequence[str]
-) -> dict[Var, ChannelGroup]:
-    """The groups that may be pruned and that the user's globs leave in. Raises RecipeError."""
+def check_globs(analysis: Analysis, *, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise RecipeError for a glob that matches nothing in the network as the user knows it."""
+    groups = group_channels(analysis)
     names = {layer for group in groups.values() for layer in group.layers}
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
@@ -44,6 +42,12 @@ def select(
                     f"prune.{option}: {pattern!r} matches no layer; the layers that make "
                     f"channels are {', '.join(sorted(names))}"
                 )
+
+
+def select(
+    groups: Mapping[Var, ChannelGroup], *, include: Sequence[str], exclude: Sequence[str]
+) -> dict[Var, ChannelGroup]:
+    """The groups that may be pruned and that the user's globs leave in."""
     return {
         leaf: group
         for leaf, group in groups.items()

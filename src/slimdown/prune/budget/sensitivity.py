@@ -19,12 +19,12 @@ from torch.fx import GraphModule
 
 from slimdown.capture import Analysis, has_dynamic_batch
 from slimdown.capture.dims import Var
-from slimdown.core import Context, Progress, Task, batch_device
-from slimdown.errors import RecipeError
-from slimdown.images import take_images
+from slimdown.core import Context, Progress, Task
+from slimdown.errors import Interrupted, RecipeError
+from slimdown.images import as_input, take_images
 from slimdown.prune.budget.widths import Choice, keep_most_important, losses
 from slimdown.prune.groups import group_channels
-from slimdown.prune.probe import relative_error
+from slimdown.prune.probe import relative_error, require_finite
 from slimdown.prune.surgery import prune_graph
 
 Weigh: TypeAlias = Callable[[Sequence[Choice]], list[Choice]]
@@ -41,8 +41,8 @@ def find_sensitivity(
     analysis: Analysis, task: Task, context: Context, *, num_images: int = NUM_IMAGES
 ) -> Sensitivity:
     """The sensitivity of a network on a task's calibration images. Raises RecipeError."""
-    device = batch_device(analysis.graph_module)
-    images = [batch.to(device) for batch in take_images(task.calibration_batches(), num_images)]
+    taken = take_images(task.calibration_batches(), num_images)
+    images = [as_input(batch, analysis.graph_module) for batch in taken]
     if sum(map(len, images)) < 2:
         raise RecipeError(
             "prune.sensitivity looks at the outputs of at least 2 calibration images, and the task "
@@ -51,6 +51,10 @@ def find_sensitivity(
 
     def show(done: int, total: int) -> None:
         context.show(Progress("prune: measure sensitivity", done, total))
+        if context.stop_requested():
+            raise Interrupted(
+                "stopped while measuring sensitivity; the next run begins this step anew"
+            )
 
     return Sensitivity(analysis, images, show)
 
@@ -72,6 +76,8 @@ class Sensitivity:
         missing = [choice for choice in choices if _key(choice) not in self.measured]
         if missing:
             reference = self._run(self.analysis.graph_module)
+            for output in reference:
+                require_finite(output)
         for done, choice in enumerate(missing):
             self.show(done, len(missing))
             self.measured[_key(choice)] = {
@@ -89,13 +95,16 @@ class Sensitivity:
 
     def _error(self, choice: Choice, width: int, reference: Sequence[Any]) -> float:
         kept = keep_most_important([choice], dict.fromkeys(choice.importance, width))
-        return relative_error(self._run(prune_graph(self.analysis, kept)), reference)
+        results = self._run(prune_graph(self.analysis, kept))
+        return relative_error(results, reference, sizes=[len(part) for part in self._parts()])
 
     def _run(self, graph_module: GraphModule) -> list[Any]:
+        with torch.no_grad():  # on copies, which the graph may write into
+            return [graph_module(part.clone()) for part in self._parts()]
+
+    def _parts(self) -> list[Tensor]:
         is_dynamic = has_dynamic_batch(self.analysis.graph_module)
-        parts = [p for x in self.images for p in ([x] if is_dynamic else torch.split(x, 1))]
-        with torch.no_grad():
-            return [graph_module(part) for part in parts]
+        return [p for x in self.images for p in ([x] if is_dynamic else torch.split(x, 1))]
 
 
 def tried_widths(choice: Choice) -> list[int]:

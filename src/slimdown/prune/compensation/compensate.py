@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from slimdown.capture import Analysis
+from slimdown.capture import Analysis, has_dynamic_batch
 from slimdown.capture.analysis import find_tensor
 from slimdown.capture.call import arguments_of
 from slimdown.capture.dims import Kept, mask
@@ -49,7 +49,7 @@ from slimdown.prune.compensation.norms import (
 from slimdown.prune.compensation.readers import Reader, reader_of
 from slimdown.prune.compensation.streams import Images, Stream, arrange
 from slimdown.prune.plan import slices_of
-from slimdown.prune.probe import floating_outputs
+from slimdown.prune.probe import batched_outputs, in_rows, require_finite
 from slimdown.prune.running import Run
 from slimdown.prune.sites import Site, find_sites
 from slimdown.prune.surgery import changed_arguments
@@ -90,7 +90,10 @@ def compensate_(
     with torch.no_grad():
         before = walk.run_held_out()
         originals, after = walk.run(show)
-    errors = [_output_error(results, originals) for results in (before, after)]
+    for output in originals:
+        require_finite(output)
+    sizes = [len(batch) for batch in (*images.held_out, *images.train)]
+    errors = [_output_error(results, originals, sizes) for results in (before, after)]
     helps = errors[1] < errors[0]
     if not helps:
         _copy_(pruned, {name: saved[name] for name in walk.changed})
@@ -127,10 +130,11 @@ def recover_(
     count = sum(map(len, taken))
     images = arrange(analysis, taken, mirror=getattr(task, "flip", True)) if count > 1 else None
     if images is None or not images.held_out:
+        least = 2 * (1 if has_dynamic_batch(analysis.graph_module) else analysis.batch_size)
         raise RecipeError(
-            f"prune.compensate needs calibration images, two batches of {analysis.batch_size} at "
-            f"least, got {count} images; give the data a training or a calibration split, raise "
-            "prune.num_images, or set prune.compensate to false"
+            f"prune.compensate needs at least {least} calibration images, got {count}; give the "
+            "data a training or a calibration split, raise prune.num_images, or set "
+            "prune.compensate to false"
         )
 
     def show(done: int, total: int) -> None:
@@ -363,15 +367,15 @@ class _Walk:
         return math.ceil(min(enough, MAX_VALUES // (groups * size)) / len(self.new.batches))
 
 
-def _output_error(results: Sequence[Any], originals: Sequence[Any]) -> float:
+def _output_error(results: Sequence[Any], originals: Sequence[Any], sizes: Sequence[int]) -> float:
     """The mean squared error of the first outputs over the variance of all original ones."""
-    pairs = zip(results, originals, strict=False)
-    errors = torch.cat([(_in_rows(a) - _in_rows(b)).square().sum(1) for a, b in pairs])
-    spread = statistics_of(map(_in_rows, originals)).variance.sum()
+    which = batched_outputs(originals, sizes)
+
+    def rows(outputs: Sequence[Any]) -> Iterator[Tensor]:
+        for output, size in zip(outputs, sizes, strict=False):
+            yield in_rows(output, size, which).double().cpu()
+
+    pairs = zip(rows(results), rows(originals), strict=False)
+    errors = torch.cat([(a - b).square().sum(1) for a, b in pairs])
+    spread = statistics_of(rows(originals)).variance.sum()
     return float(errors.mean()) / max(float(spread), 1e-30)
-
-
-def _in_rows(output: Any) -> Tensor:
-    """All floating-point outputs of one batch, (N, values)."""
-    rows = [x.double().cpu().reshape(len(x), -1) for x in floating_outputs(output)]
-    return torch.cat(rows, 1)

@@ -63,25 +63,48 @@ def fit_layer(
     ridge = Ridge([samples.x for samples in train], intercept=intercept)
     layer = _Layer(reader, following)
     misses = [layer.miss_of_total(samples) for samples in train]
-    best, before = None, layer.error(held_out, None)
-    least = before
+    before = layer.error(held_out, None)
+    best = _Best(correction=None, error=before)
     for strength in STRENGTHS:
-        correction = ridge.solve(misses, strength)
-        error = least if correction is None else layer.error(held_out, correction)
-        if error < least:
-            best, least = correction, error
-    current = best
+        best = best.or_better(ridge, misses, strength, layer=layer, held_out=held_out)
     for _ in range(MAX_ROUNDS if following.activation is not None else 0):
-        if current is None:
+        if best.correction is None:
             break
-        misses = [layer.miss_of_activation(samples, current) for samples in train]
-        current = ridge.solve(misses, current.strength)
-        error = least if current is None else layer.error(held_out, current)
-        if not error < least:
+        misses = [layer.miss_of_activation(samples, best.correction) for samples in train]
+        strength, last = best.correction.strength, best
+        best = best.or_better(ridge, misses, strength, layer=layer, held_out=held_out)
+        if best is last:
             break
-        best, least = current, error
     spread = layer.variance((*train, *held_out))
-    return Fit(correction=best, error_before=before / spread, error_after=least / spread)
+    return Fit(
+        correction=best.correction,
+        error_before=before / spread,
+        error_after=best.error / spread,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """The best correction so far, and its error on held-out samples; the others are let go."""
+
+    correction: Correction | None
+    error: float
+
+    def or_better(
+        self,
+        ridge: Ridge,
+        misses: Sequence[Tensor],
+        strength: float,
+        *,
+        layer: _Layer,
+        held_out: Sequence[Samples],
+    ) -> _Best:
+        """The solution for these misses where it is better than this one."""
+        correction = ridge.solve(misses, strength)
+        if correction is None:
+            return self
+        error = layer.error(held_out, correction)
+        return _Best(correction=correction, error=error) if error < self.error else self
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from slimdown.capture import Analysis, has_dynamic_batch
-from slimdown.core import batch_device
+from slimdown.images import as_input
 from slimdown.prune.running import Run
 
 MAX_BYTES = 2**30
@@ -35,7 +35,10 @@ class Stream(Run):
         """Compute one node for all batches."""
         for values, batch in zip(self.values, self.batches, strict=True):
             self.env = values
-            values[node] = batch if node.op == "placeholder" else self.run_node(node)
+            if node.op == "placeholder":
+                values[node] = batch.clone()  # the graph may write into it
+            else:
+                values[node] = self.run_node(node)
             for used in self.user_to_last_uses.get(node, ()):
                 del values[used]
 
@@ -55,7 +58,7 @@ class Images:
 
 
 def arrange(analysis: Analysis, batches: Sequence[Tensor], *, mirror: bool = False) -> Images:
-    """Images on the graph's device, in batches that are small and all fit into memory.
+    """Images as the graph takes them, in batches that are small and all fit into memory.
 
     Of the graph's own size where that is fixed. Where mirrored images fit too, they are added to
     those to learn from: as good as new ones.
@@ -64,7 +67,7 @@ def arrange(analysis: Analysis, batches: Sequence[Tensor], *, mirror: bool = Fal
     size = 1 if is_dynamic else analysis.batch_size
     peak = peak_bytes(analysis)
     room = max(2 * size, MAX_BYTES // peak)
-    whole = torch.cat(list(batches)).to(batch_device(analysis.graph_module))[:room]
+    whole = as_input(torch.cat(list(batches))[:room], analysis.graph_module)
     whole = whole[: len(whole) // size * size]
     count = len(whole) // size
     if is_dynamic:

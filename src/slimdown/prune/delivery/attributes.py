@@ -62,7 +62,9 @@ def _guess(
     modules: Mapping[str, nn.Module], replaced: Mapping[str, Sequence[Pair]], *, bold: bool
 ) -> dict[str, dict[str, Size]]:
     guess: dict[str, dict[str, Size]] = {}
-    for name in replaced.keys() & modules.keys():
+    for name in replaced:  # in the order of the graph: a set's would differ from run to run
+        if name not in modules:
+            continue
         pairs = [pair for pair in replaced[name] if not bold or pair[0] != pair[1]]
         if found := _attributes_holding(modules[name], pairs):
             guess[name] = found

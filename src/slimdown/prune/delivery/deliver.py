@@ -223,7 +223,7 @@ def train_once(module: nn.Module, inputs: Tensor) -> str:
         for parameter in trainee.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng(), torch.enable_grad():  # dropout draws no number of the run's
-        outputs = floating_outputs(trainee(inputs))
+        outputs = floating_outputs(trainee(inputs.clone()))  # some write into them
         loss = torch.stack([output.float().square().mean() for output in outputs]).sum()
         if not loss.requires_grad:
             return "no gradient reaches the parameters"

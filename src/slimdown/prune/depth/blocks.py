@@ -13,7 +13,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,20 @@ from slimdown.capture import (
 )
 from slimdown.core import Context, Json, Progress, StageResult, Task
 from slimdown.errors import BadInput, Interrupted
-from slimdown.images import take_images
-from slimdown.prune.budget.cost import Cost
-from slimdown.prune.budget.selection import matches
+from slimdown.images import as_input, take_images
+from slimdown.prune.budget.cost import Cost, size_cost
+from slimdown.prune.budget.selection import check_globs, matches
 from slimdown.prune.depth.branches import Branch, Bypassed, alive_nodes, bypass, find_branches
 from slimdown.prune.depth.removal import find_replacements, replace_modules
-from slimdown.prune.probe import Probe, floating_outputs, make_probe, relative_error
+from slimdown.prune.probe import (
+    Probe,
+    batched_outputs,
+    in_rows,
+    make_probe,
+    relative_error,
+    require_finite,
+    require_finite_state,
+)
 from slimdown.prune.verify import TOLERANCE, Unverified
 
 Count: TypeAlias = Callable[[Analysis], Cost]
@@ -77,6 +85,7 @@ class Shallow:
         counted = {
             "macs": self.before.count_macs({}),
             "parameters": self.before.count_parameters({}),
+            "size": int(size_cost(self.before)({})),
         }
         facts = {name: [whole, pruned.facts[name][1]] for name, whole in counted.items()}
         return replace(
@@ -103,10 +112,13 @@ def remove_blocks(
     Stops before the output on the task's first calibration images changes by more than `max_error`
     (a share of its spread), or once no more than `fraction`, if below 1, is left of what `count`
     counts. Only branches all of whose layers the globs leave in may go. Raises CannotCapture,
-    BadInput without images, and Unverified rather than return a wrong model.
+    BadInput without images, RecipeError for a glob that matches nothing, and Unverified rather than
+    return a wrong model.
     """
     graph_module = capture(model, task.example_input)
     before = analyze(graph_module)
+    require_finite_state(before)
+    check_globs(before, include=include, exclude=exclude)
     branches = find_branches(graph_module)
     candidates = [
         branch
@@ -117,12 +129,13 @@ def remove_blocks(
     images = take_images(task.calibration_batches(), min(num_images, NUM_IMAGES))
     change = OutputChange(graph_module, images, context)
     limit = fraction * float(count(before)({})) if count is not None and fraction < 1 else 0.0
-    chosen = choose_branches(
-        candidates,
-        change,
-        max_error=max_error,
-        is_enough=lambda left: limit > 0 and count is not None and float(count(left)({})) <= limit,
-    )
+
+    def is_enough(chosen: Sequence[Branch]) -> bool:
+        if count is None or limit <= 0:
+            return False
+        return float(count(analyze(bypass(graph_module, chosen)))({})) <= limit
+
+    chosen = choose_branches(candidates, change, max_error=max_error, is_enough=is_enough)
     facts = {
         "num_branches": len(branches),
         "num_images": change.num_images,
@@ -178,7 +191,7 @@ class OutputChange:
     """How much a network's output changes on some images when branches are bypassed.
 
     The norm of the change over that of the output's spread over the images (the output less its
-    mean), all floating-point outputs together: no labels, and no task, are needed.
+    mean), all floating-point outputs that list samples: no labels, and no task, are needed.
     """
 
     def __init__(
@@ -193,14 +206,18 @@ class OutputChange:
                 f"{self.num_images}: give the data a training or a calibration split, or set "
                 "prune.depth to 0"
             )
-        example = next(n for n in graph_module.graph.nodes if n.op == "placeholder").meta["val"]
         is_dynamic = has_dynamic_batch(graph_module)
         self.images = [
-            part.to(example.device, example.dtype)
+            as_input(part, graph_module)
             for batch in images
             for part in ([batch] if is_dynamic else torch.split(batch, 1))
         ]
-        self.whole = list(self._outputs(()))
+        network = Bypassed(graph_module, ())
+        outputs = [network.run(x) for x in self.images]
+        for output in outputs:
+            require_finite(output)
+        self.which = batched_outputs(outputs, [len(x) for x in self.images])
+        self.whole = [self._rows(*pair) for pair in zip(outputs, self.images, strict=True)]
         mean = torch.stack([rows.sum(0) for rows in self.whole]).sum(0) / self.num_images
         self.spread = _norm(rows - mean for rows in self.whole)
         if not self.spread > 0:
@@ -220,8 +237,10 @@ class OutputChange:
         """(images, values) float32 for each batch of images."""
         network = Bypassed(self.graph_module, branches)
         for x in self.images:
-            outputs = floating_outputs(network.run(x))
-            yield torch.cat([output.float().reshape(len(x), -1) for output in outputs], 1)
+            yield self._rows(network.run(x), x)
+
+    def _rows(self, output: Any, x: Tensor) -> Tensor:
+        return in_rows(output, len(x), self.which).float()
 
 
 def _norm(parts: Iterable[Tensor]) -> float:
@@ -234,7 +253,7 @@ def choose_branches(
     change: OutputChange,
     *,
     max_error: float,
-    is_enough: Callable[[Analysis], bool],
+    is_enough: Callable[[Sequence[Branch]], bool],
 ) -> Chosen:
     """Take the branch whose loss changes the output least, judge the others anew, and so on.
 
@@ -250,7 +269,8 @@ def choose_branches(
         errors[branch.name] = change([branch])
     heap = [(errors[branch.name], index, 0) for index, branch in enumerate(candidates)]
     heapq.heapify(heap)
-    while heap and not is_enough(analyze(bypass(graph_module, chosen))):
+    enough = is_enough(chosen)
+    while heap and not enough:
         estimate, index, num_chosen = heapq.heappop(heap)
         branch = candidates[index]
         if num_chosen < len(chosen):
@@ -260,6 +280,7 @@ def choose_branches(
         elif estimate <= max_error:
             chosen.append(branch)
             error = estimate
+            enough = is_enough(chosen)
         else:
             break
     return Chosen(branches=tuple(chosen), error=error, errors=errors)

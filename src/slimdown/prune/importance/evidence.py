@@ -8,6 +8,7 @@ model is never touched. The same seed gives the same evidence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,11 +19,12 @@ from torch.fx import Node
 from slimdown.capture import Analysis
 from slimdown.capture.call import arguments_of, operator_name
 from slimdown.capture.dims import Dim, Var, is_frozen, leaves, rows_of_leaves
-from slimdown.core import Context, Task
+from slimdown.core import Context, Task, batch_device
 from slimdown.prune.importance.gates import Derivatives, differentiate, find_gates
 from slimdown.prune.importance.lookout import Lookout, task_loss
 from slimdown.prune.importance.observe import Moments, observe
 from slimdown.prune.importance.projection import project
+from slimdown.prune.probe import require_finite_state
 from slimdown.prune.sites import Site, find_products, find_sites
 
 Need: TypeAlias = Literal["noise", "weights", "scales", "inputs", "loss_gates", "output_gates"]
@@ -94,8 +96,10 @@ def gather(
 ) -> dict[Var, Evidence]:
     """The evidence of each group of channels that is not frozen, of up to `num_images` images.
 
-    Raises RecipeError where images are needed and there are none, or no derivatives.
+    Raises RecipeError where images are needed and there are none, or no derivatives, and BadInput
+    where weights or outputs are no numbers.
     """
+    require_finite_state(analysis)
     wanted = frozenset(needs)
     sites = [*find_sites(analysis), *find_products(analysis)]
     found: dict[str, Mapping[Var, Any]] = {}
@@ -107,14 +111,26 @@ def gather(
         found["scales"] = gather_scales(analysis)
     if wanted & NEEDS_IMAGES:
         lookout = Lookout(analysis, task, num_images, context)
-        with torch.random.fork_rng(devices=()):  # a task's augmentation draws no number of the run
-            torch.manual_seed(context.seed)
+        with _own_randomness(analysis, context.seed):
             found |= _gather_from_images(analysis, wanted, sites, lookout)
     return {
         leaf: Evidence(**{name: of[leaf] for name, of in found.items() if leaf in of})
         for leaf in analysis.channels
         if not is_frozen(leaf)
     }
+
+
+@contextmanager
+def _own_randomness(analysis: Analysis, seed: int) -> Iterator[None]:
+    """So that a task's augmentation draws no number of the run's, on no device that it uses."""
+    device = batch_device(analysis.graph_module)
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds all GPUs
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _gather_from_images(

@@ -23,6 +23,7 @@ from slimdown.capture.call import Shape, arguments_of, operator_name
 from slimdown.capture.dims import Cat, Dim, Prod, Var, is_frozen, leaves, resolve, rows_of_leaves
 from slimdown.core import Batch
 from slimdown.errors import RecipeError
+from slimdown.prune.probe import require_finite
 from slimdown.prune.running import Run
 from slimdown.prune.sites import Site
 
@@ -168,7 +169,9 @@ class _Gated(Run):
         """The derivative of each sample's loss by each gate, (N, C) in float64."""
         self.num_samples, self.factors = len(batch.inputs), {}
         with torch.enable_grad():
-            total = loss(self.run(batch.inputs), batch)
+            outputs = self.run(batch.inputs)
+            require_finite(outputs)
+            total = loss(outputs, batch)
             if not total.requires_grad:
                 raise RecipeError(
                     "prune.importance asks for derivatives, which this network's outputs do not "

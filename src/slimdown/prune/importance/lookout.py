@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from slimdown.capture import Analysis
 from slimdown.core import Batch, Context, Progress, Task, batch_device
-from slimdown.errors import RecipeError
-from slimdown.images import take_images
+from slimdown.errors import Interrupted, RecipeError
+from slimdown.images import as_input, take_images
 from slimdown.prune.importance.gates import Loss
 from slimdown.prune.running import images_at_once
 
@@ -44,8 +44,8 @@ class Lookout:
             )
         for batch in batches:
             for part in torch.split(batch, images_at_once(self.analysis)):
-                self.context.show(Progress(f"prune: {label}", done, total))
-                yield self._as_input(part)
+                self._show(f"prune: {label}", done, total)
+                yield as_input(part, self.analysis.graph_module)
                 done += len(part)
 
     def unlabeled(self) -> Iterator[Batch]:
@@ -57,8 +57,9 @@ class Lookout:
         total, done = self._num_derivatives(), 0
         for batch in self.task.train_batches(0):
             for part in _parts(batch, images_at_once(self.analysis), limit=total - done):
-                self.context.show(Progress("prune: differentiate", done, total))
-                yield Batch(self._as_input(part.inputs), self._to_device(part.targets))
+                self._show("prune: differentiate", done, total)
+                inputs = as_input(part.inputs, self.analysis.graph_module)
+                yield Batch(inputs, self._to_device(part.targets))
                 done += len(part.inputs)
             if done >= total:
                 return
@@ -67,11 +68,10 @@ class Lookout:
         first = next(iter(self.task.train_batches(0)), None)
         return first is not None and first.targets is not None
 
-    def _as_input(self, images: Tensor) -> Tensor:
-        """On the device and in the precision that the graph takes."""
-        nodes = self.analysis.graph_module.graph.nodes
-        wanted = next(node.meta["val"] for node in nodes if node.op == "placeholder")
-        return images.to(batch_device(self.analysis.graph_module), wanted.dtype)
+    def _show(self, label: str, done: int, total: int) -> None:
+        self.context.show(Progress(label, done, total))
+        if self.context.stop_requested():
+            raise Interrupted("stopped while looking at images; the next run begins this step anew")
 
     def _to_device(self, targets: Any) -> Any:
         device = batch_device(self.analysis.graph_module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from slimdown.prune.probe import require_finite
 from slimdown.prune.running import Run
 
 
@@ -57,7 +58,7 @@ def observe(
     observer = _Observer(graph_module, points)
     with torch.no_grad():
         for batch in batches:
-            observer.run(batch)
+            require_finite(observer.run(batch))
     return observer.found
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from slimdown.core import Batch
 from slimdown.errors import RecipeError
-from slimdown.prune.probe import floating_outputs
+from slimdown.prune.probe import batched_outputs, floating_outputs
 
 
 def project(seed: int) -> Callable[[Any, Batch], Tensor]:
-    """The sum of all outputs with random signs, new ones for each batch.
+    """The sum of all outputs that list samples with random signs, new ones for each batch.
 
     Each tensor of the outputs counts alike: its mean square is one, about its mean. Raises
     RecipeError where no output has any spread.
@@ -31,7 +31,10 @@ def project(seed: int) -> Callable[[Any, Batch], Tensor]:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         tensors = floating_outputs(outputs)
         if not factors:  # those of the first batch: all images must be judged alike
-            factors.extend(_factor(tensor, len(batch.inputs)) for tensor in tensors)
+            size = len(batch.inputs)
+            which = batched_outputs([outputs], [size])
+            given = enumerate(tensors)
+            factors.extend(_factor(t, size) if index in which else 0.0 for index, t in given)
             if not any(factors):
                 raise RecipeError(
                     "the network gives the same outputs whatever it is shown, so that they do not "
