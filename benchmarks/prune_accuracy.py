@@ -304,7 +304,7 @@ def compare(
             share = pruned.macs  # what the others are to agree with
         for epochs in missing:
             model = recover(pruned.model, dense, task, epochs=epochs, seed=row["seed"])
-            yield row | {"epochs": epochs, "accuracy": task.score(model).value}
+            yield row | {"epochs": epochs, "accuracy": round(task.score(model).value, 2)}
 
 
 def recover(

@@ -386,6 +386,37 @@ def lookups():
     ), groups((12, "a:0 cls:2 positions:1 b:1"))
 
 
+def weight_norms():
+    """Of each output channel, and of a whole weight."""
+    norm = nn.utils.parametrizations.weight_norm
+    g, v = "parametrizations.weight.original0", "parametrizations.weight.original1"
+    return Net(
+        lambda m, x: m.b(torch.relu(m.a(x))),
+        a=norm(nn.Conv2d(8, 12, 3)),
+        b=norm(nn.Conv2d(12, 4, 1), dim=None),
+    ), groups((12, f"a.{g}:0 a.{v}:0 a.bias:0 b.{v}:1"))
+
+
+def spectral_norms():
+    """The first layer's iteration vectors go with its weight."""
+    norm, name = nn.utils.parametrizations.spectral_norm, "parametrizations.weight"
+    return Net(
+        lambda m, x: m.b(torch.relu(m.a(x))),
+        a=norm(nn.Conv2d(8, 12, 3)),
+        b=nn.Conv2d(12, 4, 1),
+    ), groups((12, f"a.{name}.original:0 a.{name}.0._u:0 a.bias:0 b:1"))
+
+
+def neighbors_apart():
+    def forward(m, x):
+        around = m.d(x).flatten(2)[:, :, :1]
+        return m.b(torch.diff(m.a(x).flatten(2), dim=2, prepend=around).mean(2))
+
+    return Net(forward, a=nn.Conv2d(8, 12, 3), d=nn.Conv2d(8, 12, 3), b=nn.Linear(12, 4)), groups(
+        (12, "a:0 a.bias:0 d:0 d.bias:0 b:1")
+    )
+
+
 KINDS = [
     channels,
     residual_width,
@@ -408,6 +439,9 @@ KINDS = [
     regions,
     products_with_parameters,
     lookups,
+    weight_norms,
+    spectral_norms,
+    neighbors_apart,
 ]
 
 
@@ -434,3 +468,17 @@ def test_exactly_these_groups_are_found_and_any_part_of_them_can_go(check, kind)
 
 def test_repeated_heads_of_keys_are_grouped_query_attention(check):
     check(*grouped_query_attention(repeated=True))
+
+
+def test_a_single_channel_that_is_left_is_not_squeezed_out():
+    net = Net(
+        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True).squeeze()),
+        a=nn.Conv2d(8, 12, 3),
+        b=nn.Linear(12, 4),
+    )
+    analysis = analyze(capture(net, torch.zeros(1, *IMAGES)))
+    (leaf,) = leaves(analysis.tensors["b.weight"][1])
+    kept = {leaf: torch.arange(12) == 5}
+    pruned = prune_graph(analysis, kept)
+    assert check_surgery(analysis, kept, pruned, make_probe(analysis)) <= 1e-5
+    assert pruned(torch.zeros(3, *IMAGES)).shape == (3, 4)

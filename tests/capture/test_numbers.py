@@ -40,3 +40,11 @@ def test_other_numbers_and_other_modules_are_free():
     assert ties(Attention(value_width=6)) == []
     two = ties(Attention(value_width=8), nn.ReLU(), Attention(value_width=8))
     assert two == [[8, 8], [8, 8]]
+
+
+def test_a_view_as_another_type_says_no_number():
+    class Bits(nn.Module):
+        def forward(self, x):
+            return x.view(torch.int32).view(torch.float32)
+
+    assert ties(nn.Linear(24, 6), Bits(), nn.Linear(6, 24)) == []

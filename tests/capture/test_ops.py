@@ -552,6 +552,18 @@ def test_dims_of_size_one_come_and_go(apply, zeros):
     assert done.output == (x[0], x[2])
     done = apply(aten.squeeze.default, zeros(2, 1, 3, 1))
     assert len(done.output) == 2
+    assert apply(aten.squeeze.dim, zeros(()), 0).output == ()
+
+
+def test_a_dim_that_is_pruned_to_one_channel_is_not_dropped(apply, zeros):
+    for op, *args in ((aten.squeeze.default,), (aten.squeeze.dims, [-1, 1, 2])):
+        done = apply(op, zeros(2, 6, 3, 1), *args)
+        (leaf,) = leaves(done.inputs[0][1])
+        (edit,) = done.call.edits
+        assert edit.target is aten.squeeze.dims
+        given = args[0] if args else [0, 1, 2, 3]
+        assert done.edited({leaf: 4})["dim"] == [axis % 4 for axis in given]
+        assert done.edited({leaf: 1})["dim"] == [axis % 4 for axis in given if axis != 1]
 
 
 def test_expand(apply, zeros):
@@ -752,6 +764,14 @@ def test_slicing_with_a_step_that_does_not_divide_freezes(apply, zeros):
     assert is_frozen(done.output[1])
 
 
+def test_a_slice_beyond_the_end_is_empty(apply, zeros):
+    done = apply(aten.slice.Tensor, zeros(2, 6), 1, 9, 2**63 - 1)
+    assert [dim.size for dim in done.output] == [2, 0]
+    (leaf,) = leaves(done.inputs[0][1])
+    assert not is_frozen(leaf)
+    assert done.edited({leaf: 4}) == {"start": 4, "end": 4}
+
+
 def test_narrowing(apply, zeros):
     done = apply(aten.narrow.default, zeros(2, 10), 1, 3, 5)
     before, middle, _ = leaves(done.inputs[0][1])
@@ -779,6 +799,31 @@ def test_taking_single_slices_freezes_the_axis(apply, zeros, op, args):
     assert is_frozen(x[1])
     output = done.output[0] if isinstance(done.output, list) else done.output
     assert output == (x[0], x[2])
+
+
+def test_differences_of_neighbors_tie_what_is_put_around_along_the_other_axes(apply, zeros):
+    done = apply(aten.diff.default, zeros(2, 6, 3), 1, 2, zeros(2, 6, 1), zeros(2, 6, 4))
+    x, *around = done.inputs
+    for shape in around:
+        assert is_same(shape[0], x[0])
+        assert is_same(shape[1], x[1])
+        assert is_frozen(shape[2])
+    assert [is_frozen(dim) for dim in x] == [False, False, True]
+    assert done.output[:2] == x[:2]
+    assert is_frozen(done.output[2])
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (aten.mean.dim, ([0],)),
+        (aten.softmax.int, (0,)),
+        (aten.cumsum.default, (-1,)),
+        (aten.movedim.int, (0, 0)),
+    ],
+)
+def test_a_scalar_has_no_axes(apply, zeros, op, args):
+    assert apply(op, zeros(()), *args).output == ()
 
 
 def test_rolling_freezes_the_rolled_axis(apply, zeros):

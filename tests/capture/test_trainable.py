@@ -58,12 +58,59 @@ def test_a_graph_inside_of_a_module_follows_its_parent(net, graph):
     assert graph.training
 
 
-def test_norms_whose_statistics_cannot_move_stay_as_they_are():
-    for norm in (nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, track_running_stats=False)):
-        graph = TrainableGraph.adopt(capture(norm.eval(), IMAGES[:1]))
-        expected = graph(IMAGES)
-        for training in (True, False):
-            torch.testing.assert_close(graph.train(training)(IMAGES), expected)
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn = kind(24, 5, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x.transpose(1, 2).flatten(2))[0]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Dropout(0.4, inplace=True),
+        nn.Dropout2d(0.4, inplace=True),
+        nn.AlphaDropout(0.4, inplace=True),
+        nn.FeatureAlphaDropout(0.4),
+        nn.RReLU(),
+        nn.RReLU(inplace=True),
+        nn.BatchNorm2d(4, momentum=0.0),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        nn.InstanceNorm2d(4),
+        Recurrent(nn.LSTM),
+        Recurrent(nn.GRU),
+    ],
+    ids=lambda layer: str(layer).replace("\n", ""),
+)
+def test_whatever_has_a_mode_follows(layer):
+    net = layer if isinstance(layer, Recurrent) else nn.Sequential(nn.Conv2d(3, 4, 3), layer)
+    graph = capture(net, IMAGES[:1])
+    for training in (True, False, True):
+        expected = outputs_of(net.train(training))
+        torch.testing.assert_close(outputs_of(graph.train(training)), expected)
+        for name, buffer in net.named_buffers():
+            if "tracked" not in name:
+                torch.testing.assert_close(graph.get_buffer(name), buffer)
+
+
+def test_a_norm_with_a_running_average_normalizes_by_its_batches_but_keeps_its_statistics():
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=None))
+    graph = capture(net, IMAGES[:1]).train()
+    torch.testing.assert_close(graph(IMAGES), net.train()(IMAGES))
+    assert torch.equal(graph.get_buffer("0.running_mean"), torch.zeros(3))
+
+
+def test_what_libraries_drop_out_in_place_is_dropped_out():
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.mobilenet_v3_small(weights=None, width_mult=0.25).eval()
+    graph, x = capture(net, torch.zeros(1, 3, 32, 32)), torch.randn(2, 3, 32, 32)
+    torch.manual_seed(4)
+    expected = net.train()(x)
+    torch.manual_seed(4)
+    torch.testing.assert_close(graph.train()(x), expected)
 
 
 def test_copies_keep_plain_attributes_and_which_buffers_are_not_saved(graph):

@@ -97,13 +97,15 @@ class Call:
 
     def axis(self, name: str, ndim: int) -> int:
         """An axis argument, counted from the front."""
+        if ndim == 0:  # torch takes axes of a scalar, too
+            raise Unsupported
         return self.integer(name) % ndim
 
     def axes(self, ndim: int) -> set[int]:
         """The axes that `dim` or `dims` lists, counted from the front; all where it lists none."""
         name = next((name for name in ("dim", "dims") if name in self._arguments), None)
         given = [] if name is None or self._arguments[name] is None else self.integers(name)
-        return {axis % ndim for axis in given} or set(range(ndim))
+        return {axis % ndim for axis in given if ndim} or set(range(ndim))  # scalars have none
 
     def shape(self, name: str) -> Shape:
         """The dims of a tensor argument."""

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from slimdown.capture.detectors import traceable
 from slimdown.capture.inline import inline_regions_
+from slimdown.capture.trainable import TrainableGraph
 from slimdown.core import batch_device
 from slimdown.errors import CannotCapture
 
@@ -29,15 +30,15 @@ are. It costs nothing: tracing computes shapes only.
 """
 
 
-def capture(model: nn.Module, example_input: Tensor) -> GraphModule:
+def capture(model: nn.Module, example_input: Tensor) -> TrainableGraph:
     """Capture `model` in eval mode as a graph module that shares no tensor with it.
 
     `example_input` (1, C, H, W), taken to the device and precision of the model's weights. The
     batch size of the graph is dynamic wherever the model allows it, and that of the example
     otherwise. Its state has the names of the model's; its nodes carry `val` (shapes) and
-    `nn_module_stack` (the modules they come from) in their `meta`. It can be trained; its batch
-    norms and dropouts are in eval mode until `distill.mode` switches them. Of a detector, what is
-    before its post-processing: see `detectors`. Raises CannotCapture.
+    `nn_module_stack` (the modules they come from) in their `meta`. It follows `train()` and
+    `eval()`: see `trainable`. Of a detector, what is before its post-processing: see `detectors`.
+    Raises CannotCapture.
     """
     _refuse_wrapped(model)
     source = traceable(model)
@@ -55,7 +56,7 @@ def capture(model: nn.Module, example_input: Tensor) -> GraphModule:
     inline_regions_(graph_module)
     _drop_guards_(graph_module)
     _allow_training_(graph_module)
-    return graph_module
+    return TrainableGraph.adopt(graph_module)
 
 
 def has_dynamic_batch(graph_module: GraphModule) -> bool:
@@ -152,7 +153,7 @@ def _drop_guards_(graph_module: GraphModule) -> None:
 
 def _allow_training_(graph_module: GraphModule) -> None:
     # torch.export shadows both methods by ones that raise, since the operators' modes are fixed
-    # in the graph. They are fixed as documented above, and the flag itself does no harm.
+    # in the graph; a trainable graph switches them.
     for name in ("train", "eval"):
         graph_module.__dict__.pop(name, None)
     graph_module.eval()

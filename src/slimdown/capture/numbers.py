@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch.fx import Node
 
-from slimdown.capture.call import Shape, operator_name
+from slimdown.capture.call import Shape, arguments_of, operator_name
 from slimdown.capture.dims import Dim, is_frozen, is_same
 
 _RESHAPES = {"aten::view", "aten::reshape", "aten::_unsafe_view"}
@@ -25,8 +25,8 @@ def find_shared_numbers(shapes: Mapping[Node, Shape]) -> Iterator[Shape]:
             continue
         if operator_name(node) not in _RESHAPES:
             continue
-        module = _module_of(node)
-        for place, (number, dim) in enumerate(zip(_numbers(node), shape, strict=True)):
+        module, numbers = _module_of(node), _numbers(node)
+        for place, (number, dim) in enumerate(zip(numbers, shape, strict=True) if numbers else ()):
             if number == dim.size > 1 and not is_frozen(dim):
                 said.setdefault((module, place - len(shape), dim.size), []).append(dim)
     for dims in said.values():
@@ -36,10 +36,12 @@ def find_shared_numbers(shapes: Mapping[Node, Shape]) -> Iterator[Shape]:
 
 
 def _numbers(node: Node) -> list[object]:
-    """The sizes that a reshape was told: numbers, and nodes where they depend on the batch."""
-    sizes = node.args[1]
-    assert isinstance(sizes, list | tuple)
-    return list(sizes)
+    """The sizes that a reshape was told: numbers, and nodes where they depend on the batch.
+
+    None in `x.view(dtype)`.
+    """
+    arguments = arguments_of(node)
+    return list(arguments.get("size", arguments.get("shape", ())))
 
 
 def _module_of(node: Node) -> str:

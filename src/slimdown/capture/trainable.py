@@ -3,6 +3,10 @@
 torch.export writes the mode into the operators: captured in eval mode, a batch norm normalizes by
 its running statistics and a dropout passes everything, whatever the module's flag says. Trained
 like that, a pruned ResNet-20 ended 4 points lower than with the statistics of its batches.
+
+What a forward computes from its flag in Python is lost: the `dropout_p` of an attention is 0, and
+so is the momentum of a batch norm that was made with `momentum=None`. That one normalizes by its
+batches in training mode, but its running statistics stay.
 """
 
 from __future__ import annotations
@@ -13,19 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.fx import GraphModule, Node
 
+from slimdown.capture.call import arguments_of
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_DROPOUTS = (
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.feature_dropout.default,
-    torch.ops.aten.alpha_dropout.default,
-)
-"""(input, p, train)"""
+_MODES = frozenset({"train", "training", "use_input_stats"})
+"""What ATen calls the mode: of dropouts and recurrent layers, of batch norms, of instance norms."""
 
 
 class TrainableGraph(GraphModule):
-    """A graph module whose batch norms and dropouts switch with its mode; copies do so, too."""
+    """A graph module whose norms, dropouts, … switch with its mode; copies do so, too."""
 
     @classmethod
     def adopt(cls, graph_module: GraphModule) -> TrainableGraph:
@@ -57,19 +59,27 @@ def switch_operators_(graph_module: GraphModule, *, training: bool) -> bool:
     """Put the operators of a graph into a mode; say whether any changed."""
     changed = False
     for node in graph_module.graph.nodes:
-        position = _mode_argument(node)
-        if position is not None and node.args[position] != training:
-            node.update_arg(position, training)
+        mode = _mode_argument(node)
+        if mode is not None and arguments_of(node)[mode] != training:
+            _set_argument_(node, mode, training)
             changed = True
     return changed
 
 
-def _mode_argument(node: Node) -> int | None:
-    """Which argument of an operator call is its mode, if any that should follow the module's."""
-    if node.target in _DROPOUTS:
-        return 2
-    if node.target is torch.ops.aten.batch_norm.default:
-        _, _, _, running_mean, _, _, momentum, *_ = node.args
-        # Without running statistics, or with ones that cannot move, the mode is the same always.
-        return 5 if running_mean is not None and momentum else None
-    return None
+def _mode_argument(node: Node) -> str | None:
+    """The name of an operator's argument that should follow the module's mode, if there is one."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        return None
+    arguments = arguments_of(node)
+    if arguments.get("running_mean", ...) is None:
+        return None  # a norm without running statistics has no other mode
+    return next((name for name in arguments if name in _MODES), None)
+
+
+def _set_argument_(node: Node, name: str, value: bool) -> None:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [argument.name for argument in node.target._schema.arguments].index(name)
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:  # it was left at its default
+        node.update_kwarg(name, value)

@@ -12,8 +12,9 @@ A check that cannot fail proves nothing. So weights that say nothing are random 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ TOLERANCE = 1e-5
 SMALL = 64
 """Height and width of the images that are enough to tell channels apart, where the graph allows."""
 
+MORE_INPUTS = 8
+"""How many other inputs are tried where the channels that are left are dead for the probe's."""
+
 _SUMS = frozenset({"matmul", "bmm", "mm", "scaled_dot_product_attention"})
 """Operators to which a channel of zeros is the same as none."""
 
@@ -44,6 +48,10 @@ _UNINITIALIZED = frozenset({"aten::empty", "aten::empty_like", "aten::new_empty"
 
 class Unverified(AssertionError):
     """A pruned model does not compute what it should: a bug of slimdown, never delivered."""
+
+
+class _Unnoticed(Unverified):
+    """These inputs do not tell right from wrong; others may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +74,33 @@ def check_surgery(analysis: Analysis, kept: Kept, pruned: GraphModule, probe: Pr
 def compare(analysis: Analysis, kept: Kept, pruned: GraphModule, probe: Probe) -> Comparison:
     """Hold `pruned` against the masked original on the probe. Raises Unverified.
 
-    Images are taken small where the graph allows it: what is pruned are channels.
+    Where that tells nothing, on others: the few channels that are left may be dead for two samples.
     """
+    *probes, last = _probes(probe)
+    for each in probes:
+        with suppress(_Unnoticed):
+            return _compare(analysis, kept, pruned, each)
+    return _compare(analysis, kept, pruned, last)
+
+
+def _probes(probe: Probe) -> Iterator[Probe]:
+    """The probe, and then some with other inputs, each stronger than the one before."""
+    yield probe
+    generator = torch.Generator().manual_seed(0)
+    for strength in range(1, MORE_INPUTS + 1):
+        noise = (torch.randn(each.shape, generator=generator) for each in probe.inputs)
+        inputs = tuple(strength * new.to(old) for new, old in zip(noise, probe.inputs, strict=True))
+        yield replace(probe, inputs=inputs)
+
+
+def _compare(analysis: Analysis, kept: Kept, pruned: GraphModule, probe: Probe) -> Comparison:
+    """Take images small where the graph allows it: what is pruned are channels."""
     small = tuple(_shrink(each) for each in probe.inputs)
     if small[0].shape != probe.inputs[0].shape:
         try:
             return _SideBySide(analysis, kept, pruned, probe).compare(small)
+        except _Unnoticed:
+            raise
         except Exception:  # sizes of images are written into this graph: only they can settle it
             pass
     return _SideBySide(analysis, kept, pruned, probe).compare(probe.inputs)
@@ -122,6 +151,8 @@ class _SideBySide(Replay):
         """What the pruned graph's calls gave where that is no tensor: sizes, lists of tensors."""
         self.device = probe.inputs[0].device
         self.whole = probe.state
+        self.spoiled: set[Node] = set()
+        """Calls whose reference a removed channel would spoil: zero times log(0) is no number."""
         self._known: dict[int, tuple[int, Tensor | None]] = {}
         self.error = 0.0
         self.control: float | None = None
@@ -130,9 +161,9 @@ class _SideBySide(Replay):
     def compare(self, inputs: tuple[Tensor, ...]) -> Comparison:
         outputs = [self.run(each) for each in inputs]
         if not has_spread(outputs):
-            raise Unverified("the outputs do not depend on the input, so nothing can be verified")
+            raise _Unnoticed("the outputs do not depend on the input, so nothing can be verified")
         if self.control is not None and self.control <= TOLERANCE:
-            raise Unverified(
+            raise _Unnoticed(
                 "a wrong index, put in on purpose, goes unnoticed: none of the layers that were "
                 "pruned has an effect"
             )
@@ -150,6 +181,9 @@ class _SideBySide(Replay):
             return value
         result = self._call_twin(n)  # first, since operators may write into their inputs
         value = self._call_original(n)
+        if self._is_spoiled(n, result, value):
+            self.spoiled.add(n)
+            value = self._call_original(n)
         if not isinstance(value, Tensor) or n not in self.analysis.shapes:
             self.values[n] = result
         elif not _is_arbitrary(n):
@@ -188,6 +222,8 @@ class _SideBySide(Replay):
         """The original's call; where it mixes channels, without the removed ones."""
         if n not in self.analysis.mixing or self._sums_zeros(n):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
+            if n in self.spoiled:
+                args, kwargs = map_arg((n.args, n.kwargs), self._zero_filled)
             return _call(n.target, args, kwargs, double=double)
         arguments = {**arguments_of(n), **self.changes.get(n, {})}
         arguments = map_arg(arguments, self._without_removed)
@@ -198,6 +234,14 @@ class _SideBySide(Replay):
         if operator_name(n).removeprefix("aten::") not in _SUMS:
             return False
         return all(self._removed_is_zero(source) for source in n.all_input_nodes)
+
+    def _is_spoiled(self, n: Node, result: Any, value: Any) -> bool:
+        """Whether removed channels alone make what is kept of the original's output infinite."""
+        if not isinstance(value, Tensor) or not isinstance(result, Tensor) or _writes(n):
+            return False
+        if n not in self.analysis.shapes or value.isfinite().all() or not result.isfinite().all():
+            return False
+        return not self._kept(n, value).isfinite().all()
 
     # -------------------------------------------------------------------------------- judging
 
@@ -270,6 +314,11 @@ class _SideBySide(Replay):
                 if indices is not None:
                     value = value.index_select(axis, indices)
         return value
+
+    def _zero_filled(self, node: Node) -> Any:
+        value = self.env[node]
+        is_tensor = isinstance(value, Tensor) and node in self.analysis.shapes
+        return self._with_zeros(node, self._kept(node, value)) if is_tensor else value
 
     def _with_zeros(self, node: Node, value: Tensor) -> Tensor:
         for axis, dim in enumerate(self.analysis.shapes[node]):

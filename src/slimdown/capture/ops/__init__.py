@@ -62,6 +62,7 @@ TABLE: dict[str, Rule] = {
     "bmm": contraction.matmul,
     "mv": contraction.matmul,
     "dot": contraction.matmul,
+    "vdot": contraction.matmul,
     "addmm": contraction.added_product,
     "baddbmm": contraction.added_product,
     "addbmm": contraction.added_sum_of_products,
@@ -85,6 +86,7 @@ TABLE: dict[str, Rule] = {
     "cosine_similarity": reduction.cosine_similarity,
     # along an axis, by its numbering
     **dict.fromkeys(axiswise.ALONG_AXES, axiswise.along_axes),
+    "diff": axiswise.diff,
     "tril": axiswise.triangle,
     "triu": axiswise.triangle,
     "argmax": axiswise.frozen_reduction,

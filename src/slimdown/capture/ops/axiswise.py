@@ -6,7 +6,7 @@ Along all other axes they work on each channel by itself.
 from __future__ import annotations
 
 from slimdown.capture.call import Call, Shape, Unsupported
-from slimdown.capture.dims import Var, freeze_
+from slimdown.capture.dims import Var, freeze_, unify_
 
 ALONG_AXES = (
     "_log_softmax",
@@ -16,7 +16,6 @@ ALONG_AXES = (
     "cummin",
     "cumprod",
     "cumsum",
-    "diff",
     "fft_fft",
     "fft_fft2",
     "fft_fftn",
@@ -59,6 +58,19 @@ def along_axes(call: Call) -> Shape | list[Shape]:
     if call.has_several_outputs:
         return [output(sizes) for sizes in call.outputs_sizes()]
     return output(call.output_sizes())
+
+
+def diff(call: Call) -> Shape:
+    """Differences of neighbors along an axis, of what `prepend` and `append` add to it, too."""
+    x = call.shape("self")
+    axis = call.axis("dim", len(x))
+    for shape in call.input_shapes():
+        freeze_(shape[axis], call.name)
+        for dim, its in zip(
+            x[:axis] + x[axis + 1 :], shape[:axis] + shape[axis + 1 :], strict=True
+        ):
+            unify_(dim, its)
+    return (*x[:axis], Var(call.output_sizes()[axis], call.name), *x[axis + 1 :])
 
 
 def triangle(call: Call) -> Shape:

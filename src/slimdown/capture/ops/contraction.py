@@ -24,7 +24,7 @@ def linear(call: Call) -> Shape:
 
 
 def matmul(call: Call) -> Shape:
-    """(…, M, K) times (…, K, N) to (…, M, N), the leading dims broadcast; `mm`, `bmm`, `mv`, `dot`.
+    """(…, M, K) times (…, K, N) to (…, M, N), the leading dims broadcast; `mm`, `bmm`, `dot`, …
 
     Of a vector, the dim M or N is missing.
     """

@@ -72,7 +72,7 @@ def slice_(call: Call) -> Shape:
     if length == whole.size:
         return x
     start = 0 if call.argument("start") is None else call.integer("start")
-    start = max(start + whole.size, 0) if start < 0 else start
+    start = max(start + whole.size, 0) if start < 0 else min(start, whole.size)
     if (step := call.integer("step")) != 1:
         return _every_nth(call, x, axis, start=start, step=step)
     before, middle, _ = _run(whole, start, length)
@@ -85,7 +85,8 @@ def narrow(call: Call) -> Shape:
     """A run of channels along one axis, told by its start and length."""
     x = call.shape("self")
     axis = call.axis("dim", len(x))
-    start = call.integer("start") % x[axis].size
+    start = call.integer("start")
+    start += x[axis].size if start < 0 else 0
     before, middle, _ = _run(x[axis], start, call.output_sizes()[axis])
     call.edit("start", lambda size: size(before))
     call.edit("length", lambda size: size(middle))

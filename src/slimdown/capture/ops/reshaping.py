@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from slimdown.capture.call import BATCH, Call, Shape, Unsupported
 from slimdown.capture.dims import Dim, Var, freeze_, product, unify_
 
@@ -70,6 +72,8 @@ def transpose(call: Call) -> Shape:
 def movedim(call: Call) -> Shape:
     """Move some dims to other places; the others keep their order."""
     x = call.shape("self")
+    if not x:
+        return x
     sources = [axis % len(x) for axis in call.integers("source")]
     places = [axis % len(x) for axis in call.integers("destination")]
     rest = iter([axis for axis in range(len(x)) if axis not in sources])
@@ -96,10 +100,21 @@ def unsqueeze(call: Call) -> Shape:
 
 
 def squeeze(call: Call) -> Shape:
-    """Drop dims of size 1: all, or those given."""
-    x = call.shape("self")
-    given = call.integers("dim") if "dim" in call.names else range(len(x))
-    dropped = {axis % len(x) for axis in given if x[axis].size == 1}
+    """Drop dims of size 1: all, or those given.
+
+    Another of them that has one channel left once pruned is no longer given.
+    """
+    x, source = call.shape("self"), call.argument("self")
+    listed = call.integers("dim") if "dim" in call.names else range(len(x))
+    given = [axis % len(x) for axis in listed if x]
+    dropped = [axis for axis in given if x[axis].size == 1]
+    call.replace(
+        torch.ops.aten.squeeze.dims,
+        lambda size: {
+            "self": source,
+            "dim": [axis for axis in given if axis in dropped or size(x[axis]) != 1],
+        },
+    )
     return tuple(dim for axis, dim in enumerate(x) if axis not in dropped)
 
 
