@@ -9,8 +9,8 @@ that the output already has is skipped, so a run that was cut short goes on.
 
 Status: `ok` (at least 40 % of the MACs gone, verified), `less` (verified, but not as much could be
 removed: see reason), `refused` (a clear error of ours), `wrong` (verification failed), `crashed`.
-Seconds are wall clock of one thread; `peak_mb` is resident memory of analysis, choice and surgery
-beyond the model and its graph. With `--onnx` the result is also run in ONNX Runtime: `onnx_error`.
+Seconds are wall clock of one thread; `peak_mb` is resident memory from capture to surgery, beyond
+the model. With `--onnx` the result is also run in ONNX Runtime: `onnx_error`.
 """
 
 from __future__ import annotations

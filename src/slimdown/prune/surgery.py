@@ -21,13 +21,16 @@ from slimdown.prune.plan import Slices, slices_of
 
 def prune_graph(analysis: Analysis, kept: Kept) -> GraphModule:
     """Return the analyzed graph without the channels that are not kept; it shares no tensor."""
-    pruned = TrainableGraph.adopt(copy.deepcopy(analysis.graph_module))
+    # The tensors are shared at first: what is about to be sliced need not be copied whole.
+    shared = {id(tensor): tensor for tensor in map(analysis.tensor, analysis.tensors)}
+    pruned = TrainableGraph.adopt(copy.deepcopy(analysis.graph_module, dict(shared)))
     twins = dict(zip(analysis.graph_module.graph.nodes, pruned.graph.nodes, strict=True))
     for edit, arguments in changed_arguments(analysis, kept):
         _rewrite_(twins[edit.node], edit, arguments, twins)
     for node in pruned.graph.nodes:
         node.meta.pop("val", None)  # the shapes that it tells are no longer true
-    slice_tensors_(pruned, slices_of(analysis, kept))
+    slices = slices_of(analysis, kept)
+    slice_tensors_(pruned, {name: slices.get(name, {}) for name in analysis.tensors})
     pruned.graph.lint()
     pruned.recompile()
     return pruned
