@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,19 @@ def test_says_so_when_a_checkpoint_cannot_be_fetched(
 
 
 # ------------------------------------------------------------------------------- ultralytics
+
+
+@pytest.mark.ultralytics
+def test_ultralytics_leaves_pillow_and_torch_as_they_are() -> None:
+    if importlib.util.find_spec("ultralytics") is None:
+        pytest.skip("needs the ultralytics extra")
+    program = (  # in a process of its own: here, another test may have imported ultralytics itself
+        "import PIL.Image, torch; own = PIL.Image.open, torch.save\n"
+        "from slimdown import ModelSource, load_model\n"
+        "load_model(ModelSource('ultralytics:yolov8n.yaml'))\n"
+        "assert (PIL.Image.open, torch.save) == own"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.ultralytics

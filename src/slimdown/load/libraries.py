@@ -15,6 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from slimdown.core import Json
 from slimdown.errors import BadInput, MissingExtra, RecipeError, SlimdownError, Unsafe
 from slimdown.load.reference import Reference
@@ -172,7 +175,8 @@ def make_ultralytics(reference: Reference, options: Json) -> Any:
         )
     with _environment(YOLO_OFFLINE="true", YOLO_VERBOSE="false"):  # asks for no network, no output
         try:
-            from ultralytics.nn import tasks
+            with _patches_undone():
+                from ultralytics.nn import tasks
         except ModuleNotFoundError as error:
             raise MissingExtra("ultralytics", "ultralytics") from error
     config = tasks.yaml_model_load(_configuration(reference))
@@ -181,6 +185,18 @@ def make_ultralytics(reference: Reference, options: Json) -> Any:
         raise RecipeError(f"{reference} is for {task}; known are {', '.join(YOLO_MODELS)}")
     with _library_errors(reference, fetches=False):
         return getattr(tasks, YOLO_MODELS[task])(config, verbose=False, **options)
+
+
+@contextmanager
+def _patches_undone() -> Iterator[None]:
+    # Imported, ultralytics exchanges these for the whole process; its Image.open installs packages.
+    owners = ((Image, "open"), (torch, "save"))
+    own = [getattr(owner, name) for owner, name in owners]
+    try:
+        yield
+    finally:
+        for (owner, name), function in zip(owners, own, strict=True):
+            setattr(owner, name, function)
 
 
 def _configuration(reference: Reference) -> Path:

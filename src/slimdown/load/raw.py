@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+from PIL.Image import open as open_image  # bound here: ultralytics exchanges it for its own
 
 from slimdown.core import Preprocess
 from slimdown.errors import BadInput
@@ -58,7 +59,7 @@ class ImageFiles:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index], formats=FORMATS) as image:
+        with open_image(self.paths[index], formats=FORMATS) as image:
             return ImageOps.exif_transpose(image)  # cameras store how they were held
 
     def name(self, index: int) -> str:

@@ -175,13 +175,18 @@ def require_finite_state(analysis: Analysis) -> None:
     """Raise BadInput where a model's weights or statistics hold NaN or infinity."""
     for name in analysis.tensors:
         tensor = analysis.tensor(name).detach()
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            is_mask = name not in analysis.parameters and bool((tensor < torch.inf).all())
-            if not is_mask:  # one that hides places behind minus infinity
-                raise BadInput(
-                    f"{name} of this model holds NaN or infinity: give weights of before its "
-                    "training diverged"
-                )
+        if not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        if name in analysis.parameters or not _is_meant(tensor):
+            raise BadInput(
+                f"{name} of this model holds NaN or infinity: give weights of before its training "
+                "diverged"
+            )
+
+
+def _is_meant(buffer: Tensor) -> bool:
+    """Whether infinity in a buffer has a sense: minus infinity masks places, a scalar bounds."""
+    return not bool(buffer.isnan().any()) and (buffer.ndim == 0 or bool((buffer < torch.inf).all()))
 
 
 def _find_batched(outputs: Sequence[Any], sizes: Sequence[int]) -> tuple[int, ...]:
