@@ -265,6 +265,19 @@ def arguments_of(node: Node) -> dict[str, Any]:
     return arguments
 
 
+def modules_of(node: Node) -> list[str]:
+    """The names of the modules whose forward ran an operator, the innermost last.
+
+    "" is the root; "blocks@1" is the second call of `blocks`.
+    """
+    return [str(name) for name, _ in node.meta.get("nn_module_stack", {}).values()]
+
+
+def module_of(node: Node) -> str:
+    """The name of the innermost module, whichever call of it; "" for the root, or unknown."""
+    return ["", *modules_of(node)][-1].partition("@")[0]
+
+
 def sizes_of(tensor: Tensor) -> list[int]:
     """The sizes of a tensor; where they depend on the batch, those of the captured example.
 

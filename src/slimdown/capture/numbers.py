@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch.fx import Node
 
-from slimdown.capture.call import Shape, arguments_of, operator_name
+from slimdown.capture.call import Shape, arguments_of, module_of, operator_name
 from slimdown.capture.dims import Dim, is_frozen, is_same
 
 _RESHAPES = {"aten::view", "aten::reshape", "aten::_unsafe_view"}
@@ -25,7 +25,7 @@ def find_shared_numbers(shapes: Mapping[Node, Shape]) -> Iterator[Shape]:
             continue
         if operator_name(node) not in _RESHAPES:
             continue
-        module, numbers = _module_of(node), _numbers(node)
+        module, numbers = module_of(node), _numbers(node)
         for place, (number, dim) in enumerate(zip(numbers, shape, strict=True) if numbers else ()):
             if number == dim.size > 1 and not is_frozen(dim):
                 said.setdefault((module, place - len(shape), dim.size), []).append(dim)
@@ -42,9 +42,3 @@ def _numbers(node: Node) -> list[object]:
     """
     arguments = arguments_of(node)
     return list(arguments.get("size", arguments.get("shape", ())))
-
-
-def _module_of(node: Node) -> str:
-    """The name of the innermost module; "" for the root."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).partition("@")[0] if stack else ""

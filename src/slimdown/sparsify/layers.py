@@ -14,9 +14,8 @@ from torch import Generator, Tensor
 from torch.fx import GraphModule, Node
 
 from slimdown.capture import find_tensor
-from slimdown.capture.call import arguments_of, operator_name
+from slimdown.capture.call import arguments_of, module_of, operator_name
 from slimdown.prune.compensation.readers import Reader, reader_of
-from slimdown.prune.depth.branches import module_of
 from slimdown.prune.sites import CONVOLUTIONS, LINEAR, TRANSPOSED
 
 LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from slimdown.capture import Analysis
+from slimdown.capture.call import modules_of
 from slimdown.capture.dims import Kept
-from slimdown.prune.delivery.traced import modules_of
 from slimdown.prune.plan import Attributes, slices_of
 from slimdown.prune.surgery import changed_arguments
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from slimdown.capture import Analysis
+from slimdown.capture.call import modules_of
 from slimdown.prune.delivery.attributes import is_torchs
-from slimdown.prune.delivery.traced import modules_of
 from slimdown.prune.probe import Probe, Replay
 
 MOST_TRACED = 0.5

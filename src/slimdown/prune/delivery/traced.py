@@ -25,6 +25,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from slimdown.capture import Analysis
+from slimdown.capture.call import modules_of
 from slimdown.capture.trainable import TrainableGraph
 from slimdown.prune.plan import find_tensor
 from slimdown.prune.probe import Probe, Replay
@@ -61,14 +62,6 @@ def trace_submodules_(
         submodule = module.get_submodule(name)
         writer = _Writer(name, call, pieces[name], record, twins, oracle)
         _replace_(module, submodule, writer.write(submodule))
-
-
-def modules_of(node: Node) -> list[str]:
-    """The names of the modules whose forward ran an operator, the innermost last.
-
-    "" is the root; "blocks@1" is the second call of `blocks`.
-    """
-    return [str(name) for name, _ in node.meta.get("nn_module_stack", {}).values()]
 
 
 def _piece(graph_module: GraphModule, name: str) -> list[Node]:

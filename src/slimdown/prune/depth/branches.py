@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from slimdown.capture.call import module_of
 from slimdown.prune.probe import Replay
 
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
@@ -185,12 +186,6 @@ class Bypassed(Replay):
         if n in self.shortcuts:  # a copy: what follows may write into it
             return self.env[self.shortcuts[n]].clone()
         return super().run_node(n)
-
-
-def module_of(node: Node) -> str:
-    """The name of the module whose forward ran an operator; "" for the root, or unknown."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).partition("@")[0] if stack else ""  # "@1": its second call
 
 
 def _tensors(graph_module: GraphModule) -> list[Node]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from slimdown.capture.call import module_of
 from slimdown.prune.delivery.deliver import train_once
-from slimdown.prune.depth.branches import Branch, alive_nodes, bypass, module_of
+from slimdown.prune.depth.branches import Branch, alive_nodes, bypass
 from slimdown.prune.probe import Probe, relative_error
 from slimdown.prune.verify import TOLERANCE
 
