@@ -244,6 +244,7 @@ def test_rows_of_leaves_deal_out_every_value_to_its_channels(data, size):
     values = torch.rand(size, 3, dtype=torch.float64)
     for leaf, rows in rows_of_leaves(dim, values):
         assert rows.shape[0] == leaf.size
+        assert rows.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
     occurrences = list(leaves(dim))
     for leaf in occurrences:
         for channel in range(leaf.size if leaf.size > 1 else 0):

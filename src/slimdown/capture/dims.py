@@ -237,16 +237,19 @@ def kept_size(dim: Dim, widths: Mapping[Var, int]) -> int:
 
 
 def rows_of_leaves(dim: Dim, rows: Tensor) -> Iterator[tuple[Var, Tensor]]:
-    """Deal `rows` (dim.size, …) out to the leaves: to each (leaf.size, n), all it has a part in."""
+    """Deal `rows` (dim.size, …) out to the leaves: to each (leaf.size, …), all it has a part in.
+
+    Views, so that weights can be looked at without a copy of them all.
+    """
     dim = resolve(dim)
     if isinstance(dim, Var):
-        yield dim, rows.reshape(dim.size, -1)
+        yield dim, rows
     elif isinstance(dim, Cat):
         shares = torch.split(rows, [part.size for part in dim.parts])
         for part, share in zip(dim.parts, shares, strict=True):
             yield from rows_of_leaves(part, share)
     else:
-        grid = rows.reshape(*(factor.size for factor in dim.factors), -1)
+        grid = rows.reshape(*(factor.size for factor in dim.factors), *rows.shape[1:])
         for axis, factor in enumerate(dim.factors):
             yield from rows_of_leaves(factor, grid.movedim(axis, 0))
 

@@ -230,7 +230,7 @@ def kept_from_slices(analysis: Analysis, slices: Slices) -> Kept:
             for leaf, rows in rows_of_leaves(shape[axis], chosen):
                 if is_frozen(leaf):
                     continue
-                own = rows.any(1)
+                own = rows.reshape(leaf.size, -1).any(1)
                 if not torch.equal(own, kept.setdefault(leaf, own)):
                     raise BadInput(
                         f"the plan contradicts itself: axis {axis} of {name} keeps other channels "

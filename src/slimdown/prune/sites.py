@@ -53,18 +53,21 @@ class Site:
         return [leaf for leaf in dict.fromkeys(leaves(self.reads)) if leaf not in self.passed]
 
     def reading_rows(self, weight: Tensor) -> Tensor:
-        """The rows of `weight` that read each channel: (reads.size, n)."""
+        """The rows of `weight` that read each channel: (reads.size, …)."""
         if self.transposed:
-            return weight.flatten(1)  # (G·C, K, …)
-        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])  # (G, K, C, …)
-        return grouped.transpose(1, 2).reshape(self.reads.size, -1)
+            return weight  # (G·C, K, …)
+        return self._swap_in_groups(weight)  # (G·K, C, …)
 
     def making_rows(self, weight: Tensor) -> Tensor:
-        """The rows of `weight` that make each channel: (makes.size, n)."""
+        """The rows of `weight` that make each channel: (makes.size, …)."""
         if not self.transposed:
-            return weight.flatten(1)  # (G·K, C, …)
-        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])  # (G, C, K, …)
-        return grouped.transpose(1, 2).reshape(self.makes.size, -1)
+            return weight  # (G·K, C, …)
+        return self._swap_in_groups(weight)  # (G·C, K, …)
+
+    def _swap_in_groups(self, weight: Tensor) -> Tensor:
+        """(G·A, B, …) -> (G·B, A, …); a view where there is one group."""
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1)
 
 
 def find_sites(analysis: Analysis) -> list[Site]:

@@ -48,12 +48,12 @@ def random(evidence: Evidence) -> Members:
 
 def l1(evidence: Evidence) -> Members:
     """Sum of |w| of each layer. Li 2017, arXiv:1608.08710, for all that make and read a channel."""
-    return [weight.abs().sum(1) for weight in evidence.weights]
+    return [_norms(weight, 1) for weight in evidence.weights]
 
 
 def l2(evidence: Evidence) -> Members:
     """Sum of w² of each layer. As DepGraph has it: Fang 2023, arXiv:2301.12900."""
-    return [weight.square().sum(1) for weight in evidence.weights]
+    return [_norms(weight, 2).square() for weight in evidence.weights]
 
 
 def lamp(evidence: Evidence) -> Members:
@@ -69,13 +69,19 @@ def geometric_median(evidence: Evidence) -> Members:
 
     He 2019, arXiv:1811.00250: what lies near the geometric median, others can replace.
     """
-    rows = [weight.double() for weight in evidence.makers]  # distances cancel in float32
+    rows = [weight.flatten(1).double() for weight in evidence.makers]  # distances cancel in float32
     return [torch.cdist(each, each).sum(1) for each in rows]
 
 
 def batch_norm_scale(evidence: Evidence) -> Members:
     """|γ| of each batch norm. Network Slimming: Liu 2017, arXiv:1708.06519."""
-    return [scale.abs().sum(1) for scale in evidence.scales]
+    return [_norms(scale, 1) for scale in evidence.scales]
+
+
+def _norms(weight: Tensor, order: int) -> Tensor:
+    """The norm of each channel's weights, (C, …) -> (C,), without a copy of them."""
+    axes = tuple(range(1, weight.ndim))
+    return torch.linalg.vector_norm(weight, order, dim=axes) if axes else weight.abs()
 
 
 def _over_no_less(values: Tensor) -> Tensor:

@@ -66,11 +66,11 @@ class Evidence:
     noise: Tensor | None = None
     """Uniform in [0, 1), (C,)."""
     makers: Sequence[Tensor] = ()
-    """The weights of each layer that makes the channels, (C, n)."""
+    """The weights of each layer that makes the channels, (C, …): views, where it can be."""
     readers: Sequence[Tensor] = ()
-    """The weights of each layer that reads them, (C, n)."""
+    """The weights of each layer that reads them, (C, …)."""
     scales: Sequence[Tensor] = ()
-    """The factors of each batch norm that they run through, (C, n)."""
+    """The factors of each batch norm that they run through, (C, …)."""
     inputs: Sequence[Inputs] = ()
     """What each layer reads."""
     loss_gates: Derivatives | None = None
@@ -82,7 +82,7 @@ class Evidence:
 
     @property
     def weights(self) -> Sequence[Tensor]:
-        """The weights of all layers that make or read the channels, (C, n) each."""
+        """The weights of all layers that make or read the channels, (C, …) each."""
         return (*self.makers, *self.readers)
 
 
@@ -161,7 +161,7 @@ def _gather_from_images(
 # ------------------------------------------------------------------------------ from the weights
 
 Rows: TypeAlias = dict[Var, list[Tensor]]
-"""For each leaf, (leaf.size, n) of each tensor that has its channels."""
+"""For each leaf, (leaf.size, …) of each tensor that has its channels."""
 
 
 def draw_noise(analysis: Analysis, seed: int) -> dict[Var, Tensor]:
@@ -188,7 +188,7 @@ def gather_weights(analysis: Analysis, sites: Sequence[Site]) -> tuple[Rows, Row
             continue
         makes = {*leaves(layer.output)}
         for axis, dim in enumerate(analysis.tensors[layer.weight]):
-            rows = weight.movedim(axis, 0).flatten(1)
+            rows = weight.movedim(axis, 0)
             _deal_(made, dim, rows, without={*leaves(dim)} - makes)
             _deal_(read, dim, rows, without=makes)
     return made, read
@@ -207,12 +207,12 @@ def gather_scales(analysis: Analysis) -> Rows:
     for name in names:
         if name in analysis.tensors:
             scale = analysis.tensor(name).detach().float().cpu()
-            _deal_(scales, analysis.tensors[name][0], scale[:, None])
+            _deal_(scales, analysis.tensors[name][0], scale)
     return scales
 
 
 def _deal_(to: Rows, dim: Dim, rows: Tensor, *, without: Iterable[Var] = ()) -> None:
-    """Add each leaf's share of (dim.size, n) to what it has."""
+    """Add each leaf's share of (dim.size, …) to what it has."""
     for leaf, share in rows_of_leaves(dim, rows):
         if leaf not in without:
             to.setdefault(leaf, []).append(share)
@@ -248,5 +248,7 @@ def _split(dim: Dim, weight: Tensor, moments: Moments) -> Iterator[tuple[Var, In
     parts = (moments.mean, moments.mean_abs, moments.variance)
     of_leaves = (rows_of_leaves(dim, each) for each in (*parts, weight))
     for (leaf, mean), (_, mean_abs), (_, variance), (_, rows) in zip(*of_leaves, strict=True):
-        by_value = rows.reshape(*mean.shape, -1)
-        yield leaf, Inputs(weight=by_value, mean=mean, mean_abs=mean_abs, variance=variance)
+        by_value = (each.reshape(leaf.size, -1) for each in (mean, mean_abs, variance))
+        mean, mean_abs, variance = by_value
+        weights = rows.reshape(*mean.shape, -1)
+        yield leaf, Inputs(weight=weights, mean=mean, mean_abs=mean_abs, variance=variance)

@@ -148,7 +148,8 @@ def differentiate(
 def _share(leaf: Var, dim: Dim, derivative: Tensor) -> Tensor:
     """The part of (N, dim.size) derivatives that belongs to a leaf, (leaf.size, N)."""
     parts = [rows for each, rows in rows_of_leaves(dim, derivative.T) if each is leaf]
-    return torch.cat(parts, 1).reshape(leaf.size, -1, len(derivative)).sum(1)
+    by_sample = [rows.reshape(leaf.size, -1, len(derivative)).sum(1) for rows in parts]
+    return torch.stack(by_sample).sum(0)
 
 
 class _Gated(Run):
