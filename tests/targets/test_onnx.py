@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -179,6 +180,34 @@ def test_a_batch_that_is_fixed_by_the_model_is_bad_input() -> None:
 
     with pytest.raises(BadInput, match=r"cannot be written as ONNX.*keep the batch size out"):
         to_onnx(OneImage(), EXAMPLE, FULL)
+
+
+class KeepsItsShape(nn.Module):
+    """As heads of detectors do, which make their anchors anew when the shape changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.shape: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.shape != x.shape:
+            self.shape = x.shape
+            self.places = torch.ones(x.shape[2:])
+        return torch.cat([x * self.places for _ in range(len(x[0]))], 1)
+
+
+def test_a_model_that_keeps_the_shape_it_last_saw() -> None:
+    model = KeepsItsShape().eval()
+    images = torch.rand(2, 3, 16, 16)
+    expected = model(images)  # which it remembers
+    proto = to_onnx(model, EXAMPLE, FULL)
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    session = onnxruntime.InferenceSession(to_bytes(proto), providers=["CPUExecutionProvider"])
+    for count in (1, 2):
+        (output,) = session.run(None, {INPUT: images[:count].numpy()})
+        assert np.allclose(output, expected[:count].detach().numpy(), atol=1e-5)
 
 
 def test_a_model_beyond_two_gigabytes_is_bad_input(

@@ -44,7 +44,7 @@ def capture(model: nn.Module, example_input: Tensor) -> TrainableGraph:
     source = traceable(model)
     example = _like_weights(example_input, source)
     try:
-        program = _export_any_batch(source, example)
+        program = export_any_batch(source, example)
     except Exception:  # torch.export raises many kinds; the static attempt names the true reason
         own = _own(source)
         try:
@@ -102,7 +102,11 @@ def _own(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _export_any_batch(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def export_any_batch(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Export a copy of `model` in eval mode with a dynamic batch; raises what torch.export does.
+
+    `example` (1, C, H, W), on the device and in the precision of the model.
+    """
     from torch._dynamo.exc import UserError  # heavy, and torch.export needs it anyway
 
     batch = example.new_empty(BATCH_HINT, *example.shape[1:])  # never read, so never filled

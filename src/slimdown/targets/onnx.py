@@ -7,8 +7,8 @@ small passes make it what a runtime expects.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from slimdown.capture import export_any_batch
 from slimdown.core import batch_device
-from slimdown.errors import BadInput
+from slimdown.errors import BadInput, SlimdownError
 from slimdown.quantize import PER_CHANNEL, PER_TENSOR
 from slimdown.targets.onnx_passes import (
     drop_weight_zero_points_,
@@ -93,14 +94,10 @@ def _check_size(model: nn.Module) -> None:
 
 
 def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
-    model = copy.deepcopy(model).eval()
-    example = example_input.to(batch_device(model))
-    batch = example.expand(2, *example.shape[1:]).contiguous()  # of one image, it would stay one
     try:
         with _quiet():
             program = torch.onnx.export(
-                model,
-                (batch,),
+                export_any_batch(model, example_input.to(batch_device(model))),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -109,7 +106,9 @@ def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
                 custom_translation_table=_translations(),
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
+    except SlimdownError:
+        raise
+    except Exception as error:  # torch.export raises many kinds
         cause = str(error.__cause__ or error).strip().splitlines()
         raise BadInput(
             "this model cannot be written as ONNX for batches of any size: "
@@ -123,9 +122,15 @@ def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress and its warnings about its own parts off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
