@@ -31,6 +31,9 @@ from slimdown.prune.surgery import prune_graph
 TOLERANCE = 0.05
 """How far the measured latency may be from the one asked for, as a share of that."""
 
+NEAR = 0.02
+"""Nearer than this, no further attempt is made: timing again differs by as much."""
+
 MAX_ATTEMPTS = 6
 
 
@@ -54,7 +57,7 @@ class Attempt(Chosen):
     measured: float
 
     def is_near(self, asked: float) -> bool:
-        return self.meets(asked) and self.measured >= (1 - TOLERANCE) * asked
+        return abs(self.measured - asked) <= NEAR * asked
 
     def meets(self, asked: float) -> bool:
         return self.measured <= (1 + TOLERANCE) * asked
