@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -13,14 +13,17 @@ def take_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
 
     Fewer where the batches hold fewer; those that are not needed are never made.
     """
-    taken: list[Tensor] = []
+    return list(stream_images(batches, count))
+
+
+def stream_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """The same, one batch in memory at a time."""
     missing = count
     for batch in batches:
-        taken.append(batch[:missing])
-        missing -= len(taken[-1])
+        yield batch[:missing]
+        missing -= len(batch[:missing])
         if missing <= 0:
             break
-    return taken
 
 
 def as_input(images: Tensor, graph_module: GraphModule) -> Tensor:

@@ -229,6 +229,7 @@ def test_is_a_frozen_record() -> None:
         "calibration",
         "profile",
         "num_images",
+        "effort",
         "exclude",
     ]
     assert Quantize().kind == "quantize"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -14,18 +14,15 @@ from torch.fx import GraphModule
 from slimdown.capture import capture, require_dynamic_batch
 from slimdown.core import Context, Json, Progress, StageResult, Target, Task, batch_device
 from slimdown.errors import BadInput, Interrupted, RecipeError
-from slimdown.images import take_images
+from slimdown.images import stream_images
+from slimdown.quantize.assembly import Assembly, Network
 from slimdown.quantize.calibrate import CALIBRATIONS
 from slimdown.quantize.fake_quantize import is_fake_quantized
 from slimdown.quantize.fold import fold_batch_norms
-from slimdown.quantize.grids import (
-    describe_ranges,
-    round_biases_,
-    set_activation_grids_,
-    set_weight_grids_,
-)
+from slimdown.quantize.grids import describe_ranges
 from slimdown.quantize.half import HalfPrecision, check_half
-from slimdown.quantize.observe import RangeStatistics, observe
+from slimdown.quantize.judge import Judge
+from slimdown.quantize.ladder import EFFORTS, Effort, climb
 from slimdown.quantize.placement import (
     Placement,
     insert_quantizers,
@@ -40,6 +37,12 @@ PRECISIONS = ("int8", "float16")
 DEFAULT_PROFILE = "onnxruntime-x86"
 """The placement where neither the recipe nor a target names one."""
 
+MOST_FITTED = 192
+"""Images that the rungs of the ladder fit to: block reconstruction gains little from more."""
+
+FEW = 16
+"""Fewer calibration images than this are not split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
@@ -47,14 +50,15 @@ class Quantize:
 
     `precision`: int8 or float16. For int8, `calibration` chooses the ranges of activations from
     `num_images` of the task's calibration images, `profile` says where quantizers stand (None: the
-    target's own, or "onnxruntime-x86" without a target), and layers whose name matches a glob of
-    `exclude` stay in float.
+    target's own, or "onnxruntime-x86" without a target), `effort` says what is tried beyond ranges
+    (see `quantize.ladder`), and layers whose name matches a glob of `exclude` stay in float.
     """
 
     precision: Literal["int8", "float16"] = "int8"
     calibration: Literal["mse", "minmax"] = "mse"
     profile: str | None = None
     num_images: int = 256
+    effort: Effort = "balanced"
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,6 +70,10 @@ class Quantize:
             raise RecipeError(
                 f"quantize.calibration must be {' or '.join(CALIBRATIONS)}, "
                 f"got {self.calibration!r}"
+            )
+        if self.effort not in EFFORTS:
+            raise RecipeError(
+                f"quantize.effort must be {' or '.join(EFFORTS)}, got {self.effort!r}"
             )
         if self.profile is not None:
             find_profile(self.profile)
@@ -100,22 +108,24 @@ class Quantize:
         placement = plan_placement(graph_module, profile, self.exclude)
         if not placement.weights:
             raise BadInput(f"this model has no layer to quantize: {_explain(placement, labels)}")
-        seen, num_images = self._observe(graph_module, placement, labels, task, context)
-        quantized = insert_quantizers(graph_module, placement).eval()
-        set_activation_grids_(quantized, placement, seen, self.calibration)
-        set_weight_grids_(quantized, placement)
-        round_biases_(quantized, placement)
+        assemble = self._assembly(graph_module, placement, labels, task, context)
+        network = assemble(graph_module)
+        ladder: list[Json] = []
+        if EFFORTS[self.effort]:
+            network, ladder = self._climb(network, assemble, context)
         facts = {
             "precision": "int8",
             "profile": profile.name,
             "calibration": self.calibration,
-            "num_calibration_images": num_images,
+            "num_calibration_images": network.num_images,
+            "effort": self.effort,
+            "ladder": ladder,
             "quantized": [labels[name] for name in placement.weights],
             "kept_float": {labels[name]: why for name, why in placement.kept_float.items()},
-            "ranges": describe_ranges(quantized, placement, seen, labels),
+            "ranges": describe_ranges(network.quantized, placement, network.ranges, labels),
         }
         structure = {"precision": "int8", "profile": profile.name, **placement.to_json()}
-        return StageResult(model=quantized, structure=structure, facts=facts)
+        return StageResult(model=network.quantized, structure=structure, facts=facts)
 
     def rebuild(self, model: nn.Module, structure: Json, example_input: Tensor) -> nn.Module:
         """Put the saved placement in again; weights and grids come with the state."""
@@ -124,35 +134,71 @@ class Quantize:
             return HalfPrecision(graph_module).eval()
         return insert_quantizers(graph_module, Placement.from_json(structure)).eval()
 
-    def _observe(
+    def _assembly(
         self,
         graph_module: GraphModule,
         placement: Placement,
         labels: Mapping[str, str],
         task: Task,
         context: Context,
-    ) -> tuple[dict[str, RangeStatistics], int]:
-        """The statistics of each activation that gets a quantizer, and of how many images."""
-        num_seen = 0
-
-        def count(num_images: int) -> None:
-            nonlocal num_seen
-            num_seen = num_images
-            context.show(Progress("calibrate", num_images, self.num_images))
-            if context.stop_requested():
-                raise Interrupted("stopped while calibrating; the next run begins this step anew")
-
+    ) -> Assembly:
         device = batch_device(graph_module)
-        taken = take_images(task.calibration_batches(), self.num_images)
-        batches = (batch.to(device) for batch in taken)
-        nodes = {producer: labels[producer] for producer in placement.activations}
-        seen = observe(graph_module, nodes, batches, after_batch=count)
-        if num_seen == 0:
-            raise BadInput(
-                "the task has no calibration images: the ranges of activations need a few dozen; "
-                "give the data a training or a calibration split"
-            )
-        return seen, num_seen
+
+        def images() -> Iterator[Tensor]:
+            for batch in stream_images(task.calibration_batches(), self.num_images):
+                yield batch.to(device)
+
+        def after_batch(num_images: int) -> None:
+            context.show(Progress("calibrate", num_images, self.num_images))
+            _stop_if_requested(context)
+
+        return Assembly(
+            placement=placement,
+            labels=labels,
+            calibration=self.calibration,
+            images=images,
+            after_batch=after_batch,
+        )
+
+    def _climb(
+        self, network: Network, assemble: Assembly, context: Context
+    ) -> tuple[Network, list[Json]]:
+        """Try the rungs of this effort, on some of the images and judged on others."""
+        rungs = EFFORTS[self.effort]
+        fitted, held_out = split_images(assemble.images())
+
+        def after(rung: str) -> None:
+            context.show(Progress(rung, rungs.index(rung), len(rungs)))
+            _stop_if_requested(context)
+
+        judge = Judge(network.reference, held_out)
+        return climb(network, rungs, assemble=assemble, judge=judge, images=fitted, after=after)
+
+
+def split_images(batches: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Images to fit to, and every fourth of them held out; all in both where they are few.
+
+    At most `MOST_FITTED` and a third of that, so that memory does not grow with their number.
+    """
+    fitted: list[Tensor] = []
+    held_out: list[Tensor] = []
+    seen = 0
+    for batch in batches:
+        is_held_out = torch.arange(seen, seen + len(batch)) % 4 == 3
+        fitted.append(batch[~is_held_out])
+        held_out.append(batch[is_held_out])
+        seen += len(batch)
+        if seen >= MOST_FITTED * 4 // 3:
+            break
+    if seen < FEW:
+        both = [torch.cat([a, b]) for a, b in zip(fitted, held_out, strict=True)]
+        return both, both
+    return [x for x in fitted if len(x)], [x for x in held_out if len(x)]
+
+
+def _stop_if_requested(context: Context) -> None:
+    if context.stop_requested():
+        raise Interrupted("stopped while quantizing; the next run begins this step anew")
 
 
 def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
@@ -163,6 +209,8 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
         "profile": None,
         "calibration": None,
         "num_calibration_images": None,
+        "effort": None,
+        "ladder": [],
         "quantized": [],
         "kept_float": {},
         "ranges": [],
