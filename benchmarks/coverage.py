@@ -121,6 +121,8 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
 
     try:
         model, example = build(spec)
+        if with_onnx:
+            settle_norms_(model, example)
         base = _reset_peak()
         with timed("capture"):
             graph = capture(model, example)
@@ -154,6 +156,26 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
         row["status"], row["reason"] = "crashed", f"{type(error).__name__}: {error}"
     row["reason"] = " ".join(str(row.get("reason", "")).split())[:400]
     return row
+
+
+def settle_norms_(model: Any, example: Any) -> None:
+    """Give batch norms the statistics of random images.
+
+    With those of a fresh network its outputs hardly depend on the input, and what two runtimes
+    differ by is rounding.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            model(torch.randn(4, *example.shape[1:]))
+    model.eval()
 
 
 def _onnx_error(model: Any, example: Any) -> float:
