@@ -1,0 +1,218 @@
+"""Accuracy of quantized networks without training, beside ONNX Runtime's and NNCF's.
+
+    python benchmarks/quantize_accuracy.py --out runs/quantize-accuracy
+    python benchmarks/quantize_accuracy.py --out runs/quick --nets resnet20 --held-out
+
+The trained networks of `prune_accuracy.py` (the same folder holds their weights), and each of them
+made hard on purpose: channels between layers rescaled by factors of 2 to 64, so that the network
+computes what it did. All are calibrated on the same 256 training images and judged as deployed on
+ONNX Runtime:
+
+- `slimdown-fast`, `-balanced`, `-best`: `Quantize` with that effort
+- `ort-minmax`, `ort-entropy`, `ort-percentile`: ONNX Runtime's `quantize_static`, unsigned
+  activations, weights per channel
+- `nncf`: NNCF's `quantize` of the ONNX file with its preset "mixed" and its default calibration
+
+`agreement` is the share of images that are classified as the float network classifies them. With
+`--held-out`, on training images that calibration did not see; without, on the test images. Rows
+that the output has are not made again. NNCF must be installed beside slimdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slimdown import ClassificationTask, Quantize
+from slimdown.core import Predict
+from slimdown.images import take_images
+from slimdown.targets import find_target
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
+from prune_accuracy import NETS, make_task, trained  # noqa: E402
+
+NUM_IMAGES = 256
+ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
+OURS = {"slimdown-fast": "fast", "slimdown-balanced": "balanced", "slimdown-best": "best"}
+METHODS = (*OURS, *ORT, "nncf")
+COLUMNS = (
+    "net", "hard", "method", "accuracy", "dense", "agreement", "bytes", "seconds", "problem"
+)  # fmt: skip
+
+
+def rescale_(model: nn.Module) -> None:
+    """Multiply channels by 2 to 64 where a layer's reader can divide by the same."""
+    generator = torch.Generator().manual_seed(0)
+    for norm, reader in rescalable(model):
+        factors = 2 ** (1 + 5 * torch.rand(len(norm.weight), generator=generator))
+        with torch.no_grad():
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+            shape = [1, -1] + [1] * (reader.weight.ndim - 2)
+            reader.weight.div_(factors.view(shape))
+
+
+def rescalable(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Norms with what alone reads them, through a ReLU at most."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "BasicBlock":
+            yield module.bn1, module.conv2
+        elif kind == "Block":
+            yield module.norm1, module.attention.qkv
+            yield module.norm2, module.fc1
+
+
+def quantized(
+    method: str, model: nn.Module, task: ClassificationTask, folder: Path
+) -> tuple[Predict, int]:
+    """What runs the deployed network, and the bytes of its file."""
+    target = find_target("onnxruntime")
+    if method in OURS:
+        effort: Any = OURS[method]
+        stage = Quantize(num_images=NUM_IMAGES, effort=effort).for_target(target)
+        artifact = target.export(stage(model, task).model, task, folder)
+        return target.load(artifact), artifact.size_bytes
+    plain = target.export(model, task, folder / "plain").path
+    images = torch.cat(take_images(task.calibration_batches(), NUM_IMAGES))
+    path = folder / "model.onnx"
+    if method == "nncf":
+        _nncf(plain, path, images)
+    else:
+        _ort(plain, path, images, ORT[method])
+    return _run(path), path.stat().st_size
+
+
+def _nncf(plain: Path, path: Path, images: torch.Tensor) -> None:
+    import nncf
+    import onnx
+
+    dataset = nncf.Dataset(list(images.split(1)), lambda image: {"input": image.numpy()})
+    preset = nncf.QuantizationPreset.MIXED
+    onnx.save(nncf.quantize(onnx.load(plain), dataset, preset=preset, subset_size=256), path)
+
+
+def _ort(plain: Path, path: Path, images: torch.Tensor, method: str) -> None:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(images.split(1))
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.left, None)
+            return None if image is None else {"input": image.numpy()}
+
+    prepared = path.with_name("prepared.onnx")
+    quant_pre_process(plain, prepared)
+    quantize_static(
+        prepared,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=getattr(CalibrationMethod, method),
+    )
+
+
+def _run(path: Path) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def row_of(method: str, model: nn.Module, task: ClassificationTask) -> dict[str, Any]:
+    dense = task.score(model)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            predict, size = quantized(method, model, task, Path(folder))
+        except Exception as error:  # whatever a peer raises
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return {"dense": dense.value, "problem": problem}
+        seconds = time.perf_counter() - start
+        score = task.score(predict)
+    assert score.predictions is not None
+    assert dense.predictions is not None
+    return {
+        "accuracy": f"{score.value:.2f}",
+        "dense": f"{dense.value:.2f}",
+        "agreement": f"{100 * (score.predictions == dense.predictions).mean():.2f}",
+        "bytes": size,
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
+    """For each row its name, and what makes its figures."""
+    for net in options.nets:
+        task = make_task(net, options.out, seed=0, held_out=options.held_out)
+        for hard in options.hard:
+            model = trained(net, options.out, task)
+            if hard == "yes":
+                if not list(rescalable(model)):
+                    continue
+                rescale_(model)
+            for method in options.methods:
+                name = {"net": net, "hard": hard, "method": method}
+                yield (
+                    name,
+                    lambda method=method, model=model, task=task: row_of(method, model, task),
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--hard", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--held-out", action="store_true", help="training images, to choose by")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / ("held-out.csv" if options.held_out else "quantize.csv")
+    done = list(csv.DictReader(path.open())) if path.exists() else []
+    for name, make in cases(options):
+        if any(all(row[key] == value for key, value in name.items()) for row in done):
+            continue
+        is_new = not path.exists()
+        row = name | make()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(*(f"{key}={row[key]}" for key in COLUMNS if key in row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
