@@ -7,8 +7,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from slimdown.capture import capture
+from slimdown.capture import analyze, capture
 from slimdown.prune import Prune
+from slimdown.prune.delivery.deliver import deliver
+from slimdown.prune.probe import make_probe
+from slimdown.prune.surgery import prune_graph
 
 
 def pruned(model, task, **settings):
@@ -193,3 +196,15 @@ def test_the_model_is_left_as_it_was(networks, task_for):
     assert model.training
     assert model.middle.padding == 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_channels_that_are_dead_for_the_probe_are_compared_on_other_inputs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)).eval()
+    nn.init.constant_(net[0].bias, -5)  # nine times the spread of what it is added to
+    analysis = analyze(capture(net, torch.zeros(1, 3, 4, 4)))
+    (leaf,) = (leaf for leaf in analysis.channels if not leaf.reason)
+    kept = {leaf: torch.arange(8) == 1}
+    probe = make_probe(analysis)
+    delivered = deliver(net, analysis, kept, oracle=prune_graph(analysis, kept), probe=probe)
+    assert delivered.plan.delivery == "in_place"

@@ -8,7 +8,7 @@ give way to random ones, and batch norms that have seen no data to the statistic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,6 +26,9 @@ from slimdown.prune.plan import Slices
 from slimdown.prune.surgery import slice_tensor
 
 NUM_SAMPLES = 2
+
+MORE_INPUTS = 8
+"""How many other inputs are tried where the channels that are left are dead for the probe's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,16 @@ class Probe:
         with torch.no_grad():
             # Copies, since a forward may write into its input.
             return [functional_call(module, state, (each.clone(),)) for each in self.inputs]
+
+
+def with_other_inputs(probe: Probe) -> Iterator[Probe]:
+    """The probe, and then some with other inputs, each stronger than the one before."""
+    yield probe
+    generator = torch.Generator().manual_seed(0)
+    for strength in range(1, MORE_INPUTS + 1):
+        noise = (torch.randn(each.shape, generator=generator) for each in probe.inputs)
+        inputs = tuple(strength * new.to(old) for new, old in zip(noise, probe.inputs, strict=True))
+        yield replace(probe, inputs=inputs)
 
 
 def make_probe(analysis: Analysis) -> Probe:

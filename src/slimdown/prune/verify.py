@@ -12,9 +12,9 @@ A check that cannot fail proves nothing. So weights that say nothing are random 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from slimdown.capture import Analysis
 from slimdown.capture.call import arguments_of, operator_name
 from slimdown.capture.dims import Dim, Kept, mask
 from slimdown.prune.plan import slices_of
-from slimdown.prune.probe import Probe, Replay, has_spread, to_double
+from slimdown.prune.probe import Probe, Replay, has_spread, to_double, with_other_inputs
 from slimdown.prune.surgery import changed_arguments
 
 TOLERANCE = 1e-5
@@ -35,9 +35,6 @@ TOLERANCE = 1e-5
 
 SMALL = 64
 """Height and width of the images that are enough to tell channels apart, where the graph allows."""
-
-MORE_INPUTS = 8
-"""How many other inputs are tried where the channels that are left are dead for the probe's."""
 
 _SUMS = frozenset({"matmul", "bmm", "mm", "scaled_dot_product_attention"})
 """Operators to which a channel of zeros is the same as none."""
@@ -76,21 +73,11 @@ def compare(analysis: Analysis, kept: Kept, pruned: GraphModule, probe: Probe) -
 
     Where that tells nothing, on others: the few channels that are left may be dead for two samples.
     """
-    *probes, last = _probes(probe)
+    *probes, last = with_other_inputs(probe)
     for each in probes:
         with suppress(_Unnoticed):
             return _compare(analysis, kept, pruned, each)
     return _compare(analysis, kept, pruned, last)
-
-
-def _probes(probe: Probe) -> Iterator[Probe]:
-    """The probe, and then some with other inputs, each stronger than the one before."""
-    yield probe
-    generator = torch.Generator().manual_seed(0)
-    for strength in range(1, MORE_INPUTS + 1):
-        noise = (torch.randn(each.shape, generator=generator) for each in probe.inputs)
-        inputs = tuple(strength * new.to(old) for new, old in zip(noise, probe.inputs, strict=True))
-        yield replace(probe, inputs=inputs)
 
 
 def _compare(analysis: Analysis, kept: Kept, pruned: GraphModule, probe: Probe) -> Comparison:

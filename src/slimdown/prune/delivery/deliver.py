@@ -12,6 +12,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isnan
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,13 @@ from slimdown.prune.delivery.attributes import guess_attributes
 from slimdown.prune.delivery.blame import find_culprit, lost_modules, widen
 from slimdown.prune.delivery.traced import trace_submodules_
 from slimdown.prune.plan import Plan, kept_from_slices, plan_of, slices_of
-from slimdown.prune.probe import Probe, floating_outputs, make_probe, relative_error
+from slimdown.prune.probe import (
+    Probe,
+    floating_outputs,
+    make_probe,
+    relative_error,
+    with_other_inputs,
+)
 from slimdown.prune.surgery import prune_graph, slice_tensors_
 from slimdown.prune.verify import TOLERANCE
 
@@ -203,12 +210,16 @@ def output_error(module: nn.Module, oracle: GraphModule, probe: Probe) -> float:
     """The relative error of a module's outputs against the oracle's.
 
     In float64 where rounding may be to blame: the outputs of an untrained network hardly depend on
-    its input, and are compared by how they do.
+    its input, and are compared by how they do. On other inputs where they do not depend on these.
     """
-    error = relative_error(probe.outputs(module), probe.outputs(oracle))
-    if TOLERANCE < error < ROUNDING:
-        exact = probe.double()  # whose state takes the place of the modules' own
-        error = relative_error(exact.outputs(module), exact.outputs(oracle))
+    error = float("nan")
+    for each in with_other_inputs(probe):
+        error = relative_error(each.outputs(module), each.outputs(oracle))
+        if TOLERANCE < error < ROUNDING:
+            exact = each.double()  # whose state takes the place of the modules' own
+            error = relative_error(exact.outputs(module), exact.outputs(oracle))
+        if not isnan(error):
+            break
     return error
 
 
