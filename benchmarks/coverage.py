@@ -122,7 +122,7 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
     try:
         model, example = build(spec)
         if with_onnx:
-            settle_norms_(model, example)
+            revive_(model, example)
         base = _reset_peak()
         with timed("capture"):
             graph = capture(model, example)
@@ -158,15 +158,18 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
     return row
 
 
-def settle_norms_(model: Any, example: Any) -> None:
-    """Give batch norms the statistics of random images.
+def revive_(model: Any, example: Any) -> None:
+    """Give batch norms the statistics of random images, and weights of zeros random values.
 
-    With those of a fresh network its outputs hardly depend on the input, and what two runtimes
-    differ by is rounding.
+    The outputs of a fresh network hardly depend on the input or, behind a head of zeros, not at
+    all; what two runtimes differ by is rounding then.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
