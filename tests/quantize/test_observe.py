@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from slimdown.capture import capture
 from slimdown.errors import BadInput
-from slimdown.quantize.observe import NUM_BINS, RangeStatistics, add_values, observe
+from slimdown.quantize.observe import (
+    MOST_COUNTED,
+    NUM_BINS,
+    RangeStatistics,
+    add_values,
+    bin_edges,
+    count_values,
+    observe,
+)
 
 
 def see(*parts: torch.Tensor) -> RangeStatistics:
@@ -22,16 +31,39 @@ def test_extremes_and_counts_are_exact_over_batches_of_any_range() -> None:
     seen, values = see(*parts), torch.cat(parts)
     assert (seen.low, seen.high) == (float(values.min()), float(values.max()))
     assert int(seen.counts.sum()) == values.numel()
-    assert seen.limit >= float(values.abs().max()) > seen.limit / 4
 
 
-def test_widening_keeps_every_count_in_the_bin_where_it_belongs() -> None:
-    values = torch.randn(10_000)
-    seen = see(values, torch.tensor([1000.0]))
-    edges = torch.linspace(-seen.limit, seen.limit, NUM_BINS + 1, dtype=torch.float64)
-    expected = torch.histogram(torch.cat([values.double(), torch.tensor([1000.0])]), edges).hist
-    # One value on an edge may fall to either side in float32.
-    assert (seen.counts.cumsum(0) - expected.cumsum(0)).abs().max() <= 2
+def test_every_value_counts_in_the_bin_where_it_belongs() -> None:
+    values = torch.cat([torch.randn(10_000), torch.tensor([1000.0, -1e-6, 0.0, -0.0, 1e-20])])
+    expected, _ = np.histogram(values.double().numpy(), bin_edges().numpy())
+    # Of a negative value on an edge the two differ in the side.
+    difference = see(values).counts.cumsum(0).numpy() - expected.cumsum()
+    assert abs(difference).max() <= 2
+
+
+def test_values_beyond_the_bins_count_in_the_last_ones() -> None:
+    counts = count_values(torch.tensor([1e30, -1e30]))
+    assert (int(counts[0]), int(counts[-1]), int(counts.sum())) == (1, 1, 2)
+
+
+def test_every_fourth_image_is_held_out_and_extremes_are_averaged() -> None:
+    images = torch.arange(1.0, 13.0).view(12, 1) * torch.tensor([-1.0, 0.5, 2.0])
+    seen = None
+    for batch in images.split(5):
+        seen = add_values(seen, batch, num_images=len(batch))
+    assert seen is not None
+    assert seen.num_images == 12
+    assert int(seen.held_out.sum()) == 3 * 3
+    assert bool((seen.held_out <= seen.counts).all())
+    assert (seen.mean_low, seen.mean_high) == pytest.approx((-6.5, 13.0))
+
+
+def test_of_many_values_some_are_counted_and_all_are_in_the_extremes() -> None:
+    values = torch.randn(2, 4, 128, 128)
+    values[1, 3, 127, 126] = 50.0
+    seen = add_values(None, values, num_images=2)
+    assert seen.high == 50.0
+    assert MOST_COUNTED // 2 < int(seen.counts.sum()) / 2 <= MOST_COUNTED
 
 
 def test_takes_the_same_memory_for_one_batch_and_for_many() -> None:

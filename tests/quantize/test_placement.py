@@ -8,13 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimdown.capture import capture
+from slimdown.errors import RecipeError
 from slimdown.quantize import PROFILES
 from slimdown.quantize.fold import fold_batch_norms
 from slimdown.quantize.placement import (
     Placement,
+    activation_quantizer,
     insert_quantizers,
     label_of,
     plan_placement,
+    weight_quantizer,
 )
 from slimdown.quantize.profiles import find_profile
 
@@ -183,3 +186,64 @@ def test_labels_are_what_users_know() -> None:
 def test_a_profile_that_does_not_exist_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match="did you mean 'openvino'"):
         find_profile("openvinos")
+
+
+class Chain(nn.Module):
+    """Four layers in a row; the last is a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.third, self.last = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.third(F.relu(self.second(F.relu(self.first(x))))))
+        return self.last(x.mean((2, 3)))
+
+
+def test_without_bits_every_quantizer_has_the_levels_of_the_profile() -> None:
+    plan = plan_placement(captured(Chain()), ORT)
+    assert set(plan.weight_ranges.values()) == {ORT.weight_range}
+    assert set(plan.activation_ranges.values()) == {ORT.activation_range}
+
+
+def test_fewer_bits_spare_the_first_and_the_last_layer_and_their_inputs() -> None:
+    plan = plan_placement(captured(Chain()), OPENVINO, weight_bits=4, activation_bits=3)
+    assert plan.weight_ranges == {
+        "conv2d": (-128, 127),
+        "conv2d_1": (-8, 7),
+        "conv2d_2": (-8, 7),
+        "linear": (-128, 127),
+    }
+    assert plan.activation_ranges == {
+        "x": (0, 255),
+        "relu": (0, 7),
+        "relu_1": (0, 7),
+        "mean": (0, 255),
+    }
+
+
+def test_bits_of_a_layer_have_the_last_word() -> None:
+    bits_of = {"*": 6, "third": 2}
+    plan = plan_placement(captured(Chain()), ORT, weight_bits=4, bits_of=bits_of)
+    assert plan.weight_ranges["conv2d"] == (-32, 31)
+    assert plan.weight_ranges["conv2d_2"] == (-2, 1)
+
+
+def test_mixed_levels_survive_json_and_reach_the_quantizers() -> None:
+    graph_module = captured(Chain())
+    plan = plan_placement(graph_module, ORT, weight_bits=4, activation_bits=4)
+    assert Placement.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    quantized = insert_quantizers(graph_module, plan)
+    for layer, levels in plan.weight_ranges.items():
+        quantizer = weight_quantizer(quantized, layer)
+        assert (quantizer.quant_min, quantizer.quant_max) == levels
+    for producer, levels in plan.activation_ranges.items():
+        found = activation_quantizer(quantized, producer)
+        assert (found.quant_min, found.quant_max) == levels
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_that_no_runtime_holds_are_refused(bits: int) -> None:
+    with pytest.raises(RecipeError, match="must be 2 to 8"):
+        plan_placement(captured(Chain()), ORT, weight_bits=bits)

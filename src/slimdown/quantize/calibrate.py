@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from slimdown.quantize.observe import RangeStatistics
+from slimdown.quantize.observe import RangeStatistics, bin_edges
+
+RangeOf: TypeAlias = Callable[[RangeStatistics, int], tuple[float, float]]
+"""(low, high) around zero, within what was seen, for a number of levels."""
+
+Calibration: TypeAlias = Literal[
+    "mse", "minmax", "moving_average", "percentile", "percentile_99.9", "entropy", "auto"
+]
+
+WeightScaling: TypeAlias = Literal["absmax", "mse"]
 
 
 class Grid(NamedTuple):
@@ -23,65 +34,249 @@ def minmax_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
     return min(seen.low, 0.0), max(seen.high, 0.0)
 
 
+def moving_average_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+    """The mean over images of the extremes of each, and zero. Jacob 2018, arXiv:1712.05877.
+
+    A plain mean where training takes an exponential one: the network stands still, so that no image
+    counts more for coming last.
+    """
+    return min(seen.mean_low, 0.0), max(seen.mean_high, 0.0)
+
+
+def percentile_range(
+    seen: RangeStatistics, num_levels: int, *, share: float = 0.9999
+) -> tuple[float, float]:
+    """The range around zero beyond which 1 - `share` of the values lie on each side."""
+    total = seen.counts.cumsum(0).double()
+    total = torch.cat([total.new_zeros(1), total])  # at each edge of the bins
+    edges = bin_edges().clamp(*minmax_range(seen, num_levels))
+    return (
+        min(_value_at(1 - share, edges, total), 0.0),
+        max(_value_at(share, edges, total), 0.0),
+    )
+
+
 def mse_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
     """The range around zero whose grid has the least mean squared error on what was seen.
 
     Each bound is searched in turn, coarsely and then around the best. Sung 2015, arXiv:1511.06488.
     """
-    present = seen.counts > 0
-    values, counts = seen.centers[present], seen.counts[present]
+    values, counts = seen.histogram()
     low, high = minmax_range(seen, num_levels)
     lowest, highest = low, high
     for ratios in (_COARSE, _FINE, _COARSE, _FINE):
         if highest > 0:
             highs = (high * ratios).clamp(max=highest)
-            high = float(highs[_squared_errors(values, counts, low, highs, num_levels).argmin()])
+            high = float(highs[squared_errors(values, counts, low, highs, num_levels).argmin()])
         if lowest < 0:
             lows = (low * ratios).clamp(min=lowest)
-            low = float(lows[_squared_errors(values, counts, lows, high, num_levels).argmin()])
+            low = float(lows[squared_errors(values, counts, lows, high, num_levels).argmin()])
     return low, high
 
 
-CALIBRATIONS: dict[str, Callable[[RangeStatistics, int], tuple[float, float]]] = {
+def entropy_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+    """The range around zero whose grid loses the least information: least KL divergence.
+
+    Of what was seen, clipped, from what its levels tell of it. Each bound is searched in turn over
+    the bins that hold the outer tenth of the values. Migacz 2017, "8-bit Inference with TensorRT".
+    """
+    values, widths, counts = _coarse_histogram(seen)
+    low, high = minmax_range(seen, num_levels)
+    for _ in range(2):
+        for is_high in (True, False):
+            candidates = _outer_values(values, counts, is_high=is_high)
+            ranges = [(low, bound) if is_high else (bound, high) for bound in candidates]
+            if ranges:
+                lost = [_divergence(values, widths, counts, *r, num_levels) for r in ranges]
+                low, high = ranges[lost.index(min(lost))]
+    return low, high
+
+
+def auto_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+    """The range of the calibration that is best for this tensor: `best_calibration`."""
+    return CALIBRATIONS[best_calibration(seen, num_levels)](seen, num_levels)
+
+
+def best_calibration(seen: RangeStatistics, num_levels: int) -> Calibration:
+    """The calibration that, fitted to some images, has the least squared error on held-out ones.
+
+    With fewer than four images none is held out: "mse", which is the best on what was fitted.
+    """
+    if not bool(seen.held_out.any()):
+        return "mse"
+    fitted = _fitted(seen)
+    present = seen.held_out > 0
+    values, counts = seen.middles()[present], seen.held_out[present].double()
+
+    def error(name: Calibration) -> float:
+        low, high = CALIBRATIONS[name](fitted, num_levels)
+        return float(squared_errors(values, counts, low, high, num_levels))
+
+    return min(_TRIED, key=error)
+
+
+CALIBRATIONS: dict[Calibration, RangeOf] = {
     "mse": mse_range,
     "minmax": minmax_range,
+    "moving_average": moving_average_range,
+    "percentile": percentile_range,
+    "percentile_99.9": partial(percentile_range, share=0.999),
+    "entropy": entropy_range,
+    "auto": auto_range,
 }
 """How to choose the range (low, high) of an activation from its statistics and number of levels."""
+
+_TRIED = tuple(name for name in CALIBRATIONS if name != "auto")  # of equals, the first one wins
 
 
 def fit_grid(low: float, high: float, quant_min: int, quant_max: int) -> Grid:
     """The affine grid over [low, high] on which zero is a level."""
-    if high <= low:
-        return Grid(1.0, quant_min)  # only zero was seen: any scale holds it
     scale = float(torch.tensor((high - low) / (quant_max - quant_min)))  # as float32 stores it
+    if scale < _SMALLEST_SCALE:
+        return Grid(1.0, quant_min)  # only zero was seen: any scale holds it
     zero_point = round(quant_min - low / scale)
     return Grid(scale, min(max(zero_point, quant_min), quant_max))
 
 
 def weight_scales(
-    weight: Tensor, quant_max: int, *, bias: Tensor | None = None, input_scale: float = 1.0
+    weight: Tensor,
+    quant_min: int,
+    quant_max: int,
+    *,
+    scaling: WeightScaling | None = None,
+    bias: Tensor | None = None,
+    input_scale: float = 1.0,
 ) -> Tensor:
-    """Symmetric scales of a weight (C_out, ...), one a channel: absmax / quant_max, (C_out,).
+    """Symmetric scales of a weight (C_out, ...), one a channel, (C_out,).
 
-    A runtime keeps the bias as int32 in steps of `input_scale` times these scales. A channel with a
-    large bias on tiny weights gets the smallest scale with which its bias still fits.
+    `scaling`: "absmax" lets the levels reach the largest weight of a channel, "mse" lets them have
+    the least squared error; None is "absmax" with 128 levels or more, where clipping gains nothing.
+    A channel of zeros gets 1. A runtime keeps the bias as int32 in steps of `input_scale` times
+    these scales: a channel with a large bias on tiny weights gets the smallest scale with which its
+    bias still fits. Raises ValueError on weights that are not finite.
     """
-    scales = weight.detach().double().flatten(1).abs().amax(1) / quant_max
+    rows = weight.detach().float().flatten(1)  # (C_out, weights of a channel)
+    scales = rows.double().amax(1).div(quant_max).maximum(rows.double().amin(1).div(quant_min))
+    if not bool(scales.isfinite().all()):
+        raise ValueError(f"weights must be finite, got NaN or infinity in one of {weight.shape}")
+    if scaling is None:
+        scaling = "absmax" if quant_max - quant_min >= 126 else "mse"
+    if scaling == "mse":
+        scales = _least_squares_scales(rows, scales, quant_min, quant_max)
     if bias is not None:
         scales = scales.maximum(bias.detach().double().abs() / (input_scale * 2.0**30))
-    return torch.where(scales > 0, scales, 1.0).float()
+    return torch.where(scales >= _SMALLEST_SCALE, scales, 1.0).float()
 
+
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # runtimes may flush what is smaller to zero
 
 _COARSE = torch.linspace(0.1, 1.2, 45, dtype=torch.float64)
 _FINE = torch.linspace(0.96, 1.04, 17, dtype=torch.float64)
+_CLIPPED_TO = torch.linspace(1.0, 0.2, 33, dtype=torch.float64).tolist()
+_MERGED = 4  # bins in one for the entropy: 64 an octave, each with enough values to tell a density
+_MOST_CANDIDATES = 64
 
 
-def _squared_errors(
+def squared_errors(
     values: Tensor, counts: Tensor, lows: Tensor | float, highs: Tensor | float, num_levels: int
 ) -> Tensor:
     """The error of `values` (B,), `counts` times each, on the grids over K ranges, (K,)."""
     spans = torch.as_tensor(highs) - torch.as_tensor(lows)
-    scales = (spans / (num_levels - 1)).clamp(min=1e-300)[:, None]
+    scales = (spans / (num_levels - 1)).clamp(min=1e-300).view(-1, 1)
     zero_points = (-torch.as_tensor(lows).view(-1, 1) / scales).round()
     levels = (values / scales).round_().add_(zero_points).clamp_(0, num_levels - 1)
     return levels.sub_(zero_points).mul_(scales).sub_(values).square_() @ counts
+
+
+def _value_at(share: float, edges: Tensor, total: Tensor) -> float:
+    """The value below which `share` of the values lie, evenly spread within bins."""
+    wanted = share * total[-1]
+    right = int(torch.searchsorted(total, wanted).clamp(1, len(total) - 1))
+    start, end = total[right - 1], total[right]
+    part = (wanted - start) / (end - start) if end > start else end.new_zeros(())
+    return float(edges[right - 1] + part * (edges[right] - edges[right - 1]))
+
+
+def _fitted(seen: RangeStatistics) -> RangeStatistics:
+    """Without the images held out: extremes, too, as the bins tell them."""
+    counts = seen.counts - seen.held_out
+    present = counts.nonzero().flatten()
+    edges = bin_edges().clamp(seen.low, seen.high)
+    low, high = float(edges[present[0]]), float(edges[present[-1] + 1])
+    return replace(seen, counts=counts, held_out=torch.zeros_like(counts), low=low, high=high)
+
+
+def _coarse_histogram(seen: RangeStatistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Middles, widths and counts of the bins that hold values other than zero, float64, (B,) each.
+
+    Zero is left out, as every grid has it: the peak that a ReLU makes there would drown the rest.
+    """
+    middle = len(seen.counts) // 2
+    sides = [slice(0, middle), slice(middle + 1, None)]
+    counts = torch.cat([seen.counts[side].view(-1, _MERGED).sum(1) for side in sides]).double()
+    edges = bin_edges()
+    starts = torch.cat([edges[:-1][side][::_MERGED] for side in sides])
+    ends = torch.cat([edges[1:][side][_MERGED - 1 :: _MERGED] for side in sides])
+    present = counts > 0
+    middles = ((starts + ends) / 2).clamp(seen.low, seen.high)
+    return middles[present], (ends - starts)[present], counts[present]
+
+
+def _outer_values(values: Tensor, counts: Tensor, *, is_high: bool) -> list[float]:
+    """Bounds worth trying on one side: values seen there beyond which a tenth lies at most."""
+    is_side = values > 0 if is_high else values < 0
+    values, counts = values[is_side], counts[is_side]
+    if not is_high:
+        values, counts = values.flip(0), counts.flip(0)
+    beyond = counts.sum() - counts.cumsum(0)
+    outer = values[beyond <= 0.1 * counts.sum()]
+    spread = torch.linspace(0, len(outer) - 1, min(len(outer), _MOST_CANDIDATES))
+    bounds: list[float] = outer[spread.round().long()].flip(0).tolist()
+    return bounds
+
+
+def _divergence(
+    values: Tensor, widths: Tensor, counts: Tensor, low: float, high: float, num_levels: int
+) -> float:
+    """KL divergence of what was seen, clipped to [low, high], from what its levels tell of it.
+
+    A level tells how many values it stands for, not where they lie in it: they are spread evenly
+    over its bins. What is clipped lies on the bounds, and no level tells of it.
+    """
+    inside = (values >= low) & (values <= high)
+    kept, widths = counts[inside], widths[inside]
+    scale = (high - low) / (num_levels - 1)
+    levels = ((values[inside] - low) / scale).round().long().clamp(0, num_levels - 1)
+    zeros = torch.zeros(num_levels, dtype=torch.float64)
+    told = zeros.index_add(0, levels, kept) / zeros.index_add(0, levels, widths)
+    spread = told[levels] * widths
+    clipped = kept.clone()
+    clipped[0] += counts[values < low].sum()
+    clipped[-1] += counts[values > high].sum()
+    p, q = clipped / clipped.sum(), spread / spread.sum()
+    return float((p * (p / q).log()).sum())
+
+
+def _least_squares_scales(rows: Tensor, largest: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The scales (C,) of `rows` (C, K) with the least squared error, none above `largest` (C,).
+
+    A search over ratios of the largest, then twice the scale that is best for the levels and the
+    levels that are best for the scale.
+    """
+
+    def levels_and_errors(scales: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.where(scales > 0, scales, 1.0).float().view(-1, 1)
+        levels = (rows / steps).round_().clamp_(quant_min, quant_max)
+        return levels, (levels * steps).sub_(rows).square_().sum(1, dtype=torch.float64)
+
+    best, least = largest, levels_and_errors(largest)[1]
+    for ratio in _CLIPPED_TO[1:]:
+        errors = levels_and_errors(largest * ratio)[1]
+        best, least = torch.where(errors < least, largest * ratio, best), least.minimum(errors)
+    for _ in range(2):
+        levels, _ = levels_and_errors(best)
+        products = (levels * rows).sum(1, dtype=torch.float64)
+        scales = products / levels.square_().sum(1, dtype=torch.float64).clamp(min=1)
+        errors = levels_and_errors(scales)[1]
+        best, least = torch.where(errors < least, scales, best), least.minimum(errors)
+    return best

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from slimdown.core import Json
-from slimdown.quantize.calibrate import CALIBRATIONS, fit_grid, weight_scales
+from slimdown.quantize.calibrate import CALIBRATIONS, Calibration, fit_grid, weight_scales
 from slimdown.quantize.fake_quantize import FakeQuantizePerChannel, FakeQuantizePerTensor
 from slimdown.quantize.fold import attributes_of, layer_tensors
 from slimdown.quantize.observe import RangeStatistics
@@ -20,11 +20,11 @@ def set_activation_grids_(
     quantized: GraphModule,
     placement: Placement,
     seen: Mapping[str, RangeStatistics],
-    calibration: str,
+    calibration: Calibration,
 ) -> None:
     """Give each activation the range that `calibration` chooses from what was seen of it."""
-    quant_min, quant_max = placement.activation_range
     for producer in placement.activations:
+        quant_min, quant_max = placement.activation_ranges[producer]
         low, high = CALIBRATIONS[calibration](seen[producer], quant_max - quant_min + 1)
         grid = fit_grid(low, high, quant_min, quant_max)
         quantizer = activation_quantizer(quantized, producer)
@@ -36,8 +36,8 @@ def set_weight_grids_(quantized: GraphModule, placement: Placement) -> None:
     """Give each channel of a weight its scale; the grids of activations are set already."""
     for layer, (weight, bias) in _weights(quantized, placement).items():
         input_scale = float(activation_quantizer(quantized, placement.weights[layer]).scale)
-        quant_max = placement.weight_range[1]
-        scales = weight_scales(weight, quant_max, bias=bias, input_scale=input_scale)
+        levels = placement.weight_ranges[layer]
+        scales = weight_scales(weight, *levels, bias=bias, input_scale=input_scale)
         weight_quantizer(quantized, layer).scale.copy_(scales)
 
 

@@ -6,20 +6,26 @@ The plan is data, and it is what a run saves: the same plan on the same graph is
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TypeAlias
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from slimdown.core import Json
+from slimdown.errors import RecipeError
 from slimdown.quantize.fake_quantize import FakeQuantizePerChannel, FakeQuantizePerTensor
 from slimdown.quantize.families import HEAVY, LAYERS, family_of
 from slimdown.quantize.fold import attributes_of, layer_tensors
 from slimdown.quantize.profiles import Profile
 
 WEIGHT_AXIS = 0  # of the output channels, in every layer
+
+Range: TypeAlias = tuple[int, int]
+"""The lowest and the highest level of a quantizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,29 +38,42 @@ class Placement:
     """Layer whose weight is quantized -> the producer on whose grid its input is."""
     kept_float: dict[str, str]
     """Node that does heavy arithmetic in float -> why."""
-    activation_range: tuple[int, int]
-    weight_range: tuple[int, int]
+    activation_ranges: dict[str, Range]
+    """Producer -> the levels of its quantizer."""
+    weight_ranges: dict[str, Range]
+    """Layer -> the levels of its weight."""
 
     def to_json(self) -> Json:
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: Json) -> Placement:
-        first, last = saved["activation_range"]
-        lowest, highest = saved["weight_range"]
         return cls(
             activations={name: tuple(behind) for name, behind in saved["activations"].items()},
             weights=dict(saved["weights"]),
             kept_float=dict(saved["kept_float"]),
-            activation_range=(first, last),
-            weight_range=(lowest, highest),
+            activation_ranges=_read_ranges(saved["activation_ranges"]),
+            weight_ranges=_read_ranges(saved["weight_ranges"]),
         )
 
 
 def plan_placement(
-    graph_module: GraphModule, profile: Profile, exclude: Sequence[str] = ()
+    graph_module: GraphModule,
+    profile: Profile,
+    exclude: Sequence[str] = (),
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    bits_of: Mapping[str, int] = MappingProxyType({}),
 ) -> Placement:
-    """Plan the quantizers that `profile` wants; nodes whose label matches a glob stay in float."""
+    """Plan the quantizers that `profile` wants; nodes whose label matches a glob stay in float.
+
+    Weights get `weight_bits`, and what layers read gets `activation_bits`; the first and the last
+    layer and their inputs keep 8, as in Esser 2020, arXiv:1902.08153. `bits_of` (glob of labels ->
+    bits of the weight) has the last word. Raises RecipeError for bits outside of 2 to 8.
+    """
+    for bits in (weight_bits, activation_bits, *bits_of.values()):
+        _check_bits(bits)
     activations: dict[str, list[str]] = {}
     weights: dict[str, str] = {}
     kept_float: dict[str, str] = {}
@@ -74,12 +93,27 @@ def plan_placement(
                 behind.append(last_move)
         if family_of(node) in LAYERS:
             weights[node.name] = _producer(_activations(node)[0]).name
+    labels = {node.name: label_of(node) for node in graph_module.graph.nodes}
+    ends = _first_and_last(graph_module)
+    narrow = set(weights.values()) - {weights[layer] for layer in ends & weights.keys()}
+
+    def bits_of_weight(layer: str) -> int:
+        chosen = [bits for glob, bits in bits_of.items() if fnmatchcase(labels[layer], glob)]
+        return chosen[-1] if chosen else 8 if layer in ends else weight_bits
+
     return Placement(
         activations={producer: tuple(behind) for producer, behind in activations.items()},
         weights=weights,
         kept_float=kept_float,
-        activation_range=profile.activation_range,
-        weight_range=profile.weight_range,
+        activation_ranges={
+            producer: _narrow(
+                profile.activation_range, activation_bits if producer in narrow else 8
+            )
+            for producer in activations
+        },
+        weight_ranges={
+            layer: _narrow(profile.weight_range, bits_of_weight(layer)) for layer in weights
+        },
     )
 
 
@@ -88,8 +122,8 @@ def insert_quantizers(graph_module: GraphModule, placement: Placement) -> GraphM
     graph = copy.deepcopy(graph_module.graph)
     attributes = attributes_of(graph_module)
     nodes = {node.name: node for node in graph.nodes}
-    low, high = placement.activation_range
     for producer, behind in placement.activations.items():
+        low, high = placement.activation_ranges[producer]
         path = _activation_path(producer)
         attributes[path] = FakeQuantizePerTensor(quant_min=low, quant_max=high)
         for node in (nodes[name] for name in behind):
@@ -98,9 +132,9 @@ def insert_quantizers(graph_module: GraphModule, placement: Placement) -> GraphM
                 quantizer = graph.call_module(path, (node,))
             for reader in readers:
                 reader.replace_input_with(node, quantizer)
-    low, high = placement.weight_range
     for layer in (nodes[name] for name in placement.weights):
         weight, _ = layer_tensors(layer)
+        low, high = placement.weight_ranges[layer.name]
         tensor, path = attributes[str(weight.target)], _weight_path(layer.name)
         assert isinstance(tensor, Tensor)
         attributes[path] = FakeQuantizePerChannel(
@@ -135,6 +169,39 @@ def label_of(node: Node) -> str:
     around = list((node.meta.get("nn_module_stack") or {}).values())
     path = around[-1][0] if around else ""
     return f"{path}.{node.name}" if path else node.name
+
+
+def _first_and_last(graph_module: GraphModule) -> set[str]:
+    """The layers that no other one stands before, or behind: several where branches begin or end.
+
+    Every layer of the graph counts, also one that stays in float.
+    """
+    has_before: set[Node] = set()
+    reaches: set[Node] = set()
+    nodes = list(graph_module.graph.nodes)
+    for node in nodes:
+        if any(family_of(n) in HEAVY or n in has_before for n in node.all_input_nodes):
+            has_before.add(node)
+    for node in reversed(nodes):
+        if any(family_of(n) in HEAVY or n in reaches for n in node.users):
+            reaches.add(node)
+    layers = [node for node in nodes if family_of(node) in LAYERS]
+    return {node.name for node in layers if node not in has_before or node not in reaches}
+
+
+def _narrow(levels: Range, bits: int) -> Range:
+    """The levels of `bits`, signed or not as `levels` are, and none beyond those."""
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if levels[0] < 0 else (0, 2**bits - 1)
+    return max(low, levels[0]), min(high, levels[1])
+
+
+def _check_bits(bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise RecipeError(f"bits of a quantizer must be 2 to 8, got {bits}: 4 or 8 are usual")
+
+
+def _read_ranges(saved: Json) -> dict[str, Range]:
+    return {name: (low, high) for name, (low, high) in saved.items()}
 
 
 def _activation_path(producer: str) -> str:

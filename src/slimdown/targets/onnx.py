@@ -136,26 +136,37 @@ def _quiet() -> Iterator[None]:
 def _translations() -> dict[Any, Callable[..., Any]]:
     """How our operators are written in ONNX."""
     import onnxscript
+    from onnx import helper
 
     op: Any = onnxscript.opset20
 
+    def clip(levels: Any, quant_min: int, quant_max: int) -> Any:
+        # On levels, not before them: a layer and the QuantizeLinear behind it stay one kernel.
+        if (quant_min, quant_max) in ((0, 255), (-128, 127)):
+            return levels
+        kind = _level_type(quant_min, quant_max)
+        bounds = (helper.make_tensor("", kind, (), [b]) for b in (quant_min, quant_max))
+        return op.Clip(levels, *(op.Constant(value=bound) for bound in bounds))
+
     def per_tensor(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
         zero = op.Cast(zero_point, to=_level_type(quant_min, quant_max))
-        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+        levels = clip(op.QuantizeLinear(x, scale, zero), quant_min, quant_max)
+        return op.DequantizeLinear(levels, scale, zero)
 
     def per_channel(
         x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int
     ) -> Any:
         zero = op.Cast(zero_point, to=_level_type(quant_min, quant_max))
-        levels = op.QuantizeLinear(x, scale, zero, axis=axis)
+        levels = clip(op.QuantizeLinear(x, scale, zero, axis=axis), quant_min, quant_max)
         return op.DequantizeLinear(levels, scale, zero, axis=axis)
 
     return {PER_TENSOR: per_tensor, PER_CHANNEL: per_channel}
 
 
 def _level_type(quant_min: int, quant_max: int) -> int:
-    """The ONNX type whose saturation is the quantizer's clipping."""
+    """The ONNX type that holds the levels; its saturation clips them where they fill it."""
     from onnx import TensorProto
 
-    types = {(0, 255): TensorProto.UINT8, (-128, 127): TensorProto.INT8}
-    return types[quant_min, quant_max]
+    assert -128 <= quant_min < quant_max <= 255
+    assert quant_min >= 0 or quant_max <= 127
+    return int(TensorProto.INT8 if quant_min < 0 else TensorProto.UINT8)

@@ -27,7 +27,14 @@ def fold_quantized_weights_(model: ModelProto) -> None:
         limits = np.iinfo(zero_point.dtype)
         levels = np.rint(weight / scale.reshape(shape)) + zero_point.reshape(shape)
         levels = np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
-        graph.initializer.append(numpy_helper.from_array(levels, node.output[0]))
+        clip = next((n for n in graph.node if n.input[:1] == node.output[:1]), node)
+        if clip.op_type == "Clip":  # fewer levels than the type holds
+            low, high = (numpy_helper.to_array(constants[n]) for n in clip.input[1:])
+            levels = np.clip(levels, low, high)
+            graph.node.remove(clip)
+            graph.initializer.append(numpy_helper.from_array(levels, clip.output[0]))
+        else:
+            graph.initializer.append(numpy_helper.from_array(levels, node.output[0]))
         graph.node.remove(node)
     drop_unused_initializers_(model)
 
