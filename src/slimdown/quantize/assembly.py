@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from slimdown.errors import BadInput
+from slimdown.quantize.calibrate import Calibration
 from slimdown.quantize.grids import round_biases_, set_activation_grids_, set_weight_grids_
 from slimdown.quantize.observe import RangeStatistics, observe
 from slimdown.quantize.placement import Placement, insert_quantizers
@@ -35,7 +36,7 @@ class Assembly:
     placement: Placement
     labels: Mapping[str, str]
     """Name of a node -> what users call it."""
-    calibration: str
+    calibration: Calibration
     images: Callable[[], Iterable[Tensor]]
     """The calibration images, (N, C, H, W) on the graph's device, from their beginning."""
     after_batch: Callable[[int], None]

@@ -19,6 +19,8 @@ from slimdown.core import Json
 from slimdown.quantize.assembly import Assembly, Network
 from slimdown.quantize.grids import round_biases_
 from slimdown.quantize.judge import Judge
+from slimdown.quantize.refine.adaround import adaround_
+from slimdown.quantize.refine.bias_correction import correct_biases_
 
 Effort: TypeAlias = Literal["fast", "balanced", "best"]
 
@@ -29,12 +31,15 @@ Refinement: TypeAlias = Callable[..., None]
 """`refine_(quantized, reference, placement, images, after=...)` changes `quantized`."""
 
 REWRITES: dict[str, Rewrite] = {}
-REFINEMENTS: dict[str, Refinement] = {}
+REFINEMENTS: dict[str, Refinement] = {
+    "bias_correction": correct_biases_,
+    "adaround": adaround_,
+}
 
 EFFORTS: dict[Effort, tuple[str, ...]] = {
     "fast": (),
-    "balanced": (),
-    "best": (),
+    "balanced": ("bias_correction",),
+    "best": ("bias_correction", "adaround"),
 }
 """The rungs of each effort, in their order: rewrites first."""
 

@@ -16,7 +16,7 @@ from slimdown.core import Context, Json, Progress, StageResult, Target, Task, ba
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.images import stream_images
 from slimdown.quantize.assembly import Assembly, Network
-from slimdown.quantize.calibrate import CALIBRATIONS
+from slimdown.quantize.calibrate import CALIBRATIONS, Calibration
 from slimdown.quantize.fake_quantize import is_fake_quantized
 from slimdown.quantize.fold import fold_batch_norms
 from slimdown.quantize.grids import describe_ranges
@@ -48,14 +48,18 @@ FEW = 16
 class Quantize:
     """Post-training quantization; train its result with `Distill`, and that is QAT.
 
-    `precision`: int8 or float16. For int8, `calibration` chooses the ranges of activations from
+    `precision`: int8 or float16. For int8, weights and activations have `weight_bits` and
+    `activation_bits`, 2 to 8; with fewer than 8 the first and the last layers keep 8, and the file
+    still holds bytes. `calibration` chooses the ranges of activations from
     `num_images` of the task's calibration images, `profile` says where quantizers stand (None: the
     target's own, or "onnxruntime-x86" without a target), `effort` says what is tried beyond ranges
     (see `quantize.ladder`), and layers whose name matches a glob of `exclude` stay in float.
     """
 
     precision: Literal["int8", "float16"] = "int8"
-    calibration: Literal["mse", "minmax"] = "mse"
+    weight_bits: int = 8
+    activation_bits: int = 8
+    calibration: Calibration = "mse"
     profile: str | None = None
     num_images: int = 256
     effort: Effort = "balanced"
@@ -71,6 +75,12 @@ class Quantize:
                 f"quantize.calibration must be {' or '.join(CALIBRATIONS)}, "
                 f"got {self.calibration!r}"
             )
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+                raise RecipeError(
+                    f"quantize.{name} must be a whole number from 2 to 8, got {bits!r}"
+                )
         if self.effort not in EFFORTS:
             raise RecipeError(
                 f"quantize.effort must be {' or '.join(EFFORTS)}, got {self.effort!r}"
@@ -105,7 +115,13 @@ class Quantize:
         labels = {node.name: label_of(node) for node in graph_module.graph.nodes}
         _check_exclude(self.exclude, labels.values())
         profile = find_profile(self.profile or DEFAULT_PROFILE)
-        placement = plan_placement(graph_module, profile, self.exclude)
+        placement = plan_placement(
+            graph_module,
+            profile,
+            self.exclude,
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+        )
         if not placement.weights:
             raise BadInput(f"this model has no layer to quantize: {_explain(placement, labels)}")
         assemble = self._assembly(graph_module, placement, labels, task, context)
@@ -121,6 +137,10 @@ class Quantize:
             "effort": self.effort,
             "ladder": ladder,
             "quantized": [labels[name] for name in placement.weights],
+            "weight_bits": {
+                labels[name]: (high - low).bit_length()
+                for name, (low, high) in placement.weight_ranges.items()
+            },
             "kept_float": {labels[name]: why for name, why in placement.kept_float.items()},
             "ranges": describe_ranges(network.quantized, placement, network.ranges, labels),
         }
@@ -212,6 +232,7 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
         "effort": None,
         "ladder": [],
         "quantized": [],
+        "weight_bits": {},
         "kept_float": {},
         "ranges": [],
     }

@@ -1,0 +1,71 @@
+"""Learning to which neighbor on its grid each weight is rounded. Nagel 2020, arXiv:2004.10568."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from slimdown.quantize.fake_quantize import FakeQuantizePerChannel
+
+STRETCH = 0.1
+"""The sigmoid reaches so far beyond 0 and 1, so that choices can be made in full."""
+WARM_UP = 0.2
+"""The share of the steps in which the choices are free."""
+
+
+class Rounding:
+    """For each weight a number in [0, 1]: how far it is rounded up. Zeros stay zeros."""
+
+    def __init__(self, weight: Tensor, quantizer: FakeQuantizePerChannel) -> None:
+        self.low, self.high = quantizer.quant_min, quantizer.quant_max
+        shape = [-1 if axis == quantizer.axis else 1 for axis in range(weight.ndim)]
+        self.scale = quantizer.scale.detach().view(shape)
+        levels = weight.detach().float() / self.scale
+        self.floor = levels.floor()
+        self.is_free = weight != 0
+        share = (levels - self.floor + STRETCH) / (1 + 2 * STRETCH)
+        self.logits = share.logit().requires_grad_()
+
+    def share(self) -> Tensor:
+        """How far each weight is rounded up."""
+        stretched = self.logits.sigmoid() * (1 + 2 * STRETCH) - STRETCH
+        return stretched.clamp(0, 1) * self.is_free
+
+    def soft(self) -> Tensor:
+        """The weight with its choices as far as they are made."""
+        return (self.floor + self.share()).clamp(self.low, self.high) * self.scale
+
+    def hard(self) -> Tensor:
+        """The weight on its grid."""
+        up = (self.share() >= 0.5).float()
+        return ((self.floor + up).clamp(self.low, self.high) * self.scale).detach()
+
+    def undecided(self, power: float) -> Tensor:
+        """0 where all choices are made, 1 where none is; the mean over the weights, ()."""
+        return (1 - (2 * self.share() - 1).abs().pow(power))[self.is_free].sum() / len(
+            self.floor.flatten()
+        )
+
+
+def learn_(
+    rounding: Rounding,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    num_steps: int,
+    rate: float,
+    pressure: float,
+    after: Callable[[], None],
+) -> None:
+    """Lower `loss` of the soft weight, ever more strongly pressed to decide."""
+    optimizer = torch.optim.Adam([rounding.logits], lr=rate)
+    for step in range(num_steps):
+        progress = (step / num_steps - WARM_UP) / (1 - WARM_UP)
+        total = loss(rounding.soft())
+        if progress >= 0:
+            total = total + pressure * rounding.undecided(20 - 18 * progress)
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        after()
