@@ -147,7 +147,7 @@ def prune_one(spec: str, keep: float, *, with_onnx: bool) -> dict[str, Any]:
         row["delivery"], row["reason"] = delivered.plan.delivery, delivered.reason
         row["status"] = "ok" if row["macs_after"] <= LESS_THAN * row["macs_before"] else "less"
         if with_onnx:
-            row["onnx_error"] = f"{_onnx_error(delivered.module, example):.1e}"
+            row["onnx_error"] = _compare_with_onnx(delivered.module, example)
     except SlimdownError as error:
         row["status"], row["reason"] = "refused", str(error)
     except Unverified as error:
@@ -179,6 +179,16 @@ def revive_(model: Any, example: Any) -> None:
         with torch.no_grad():
             model(torch.randn(4, *example.shape[1:]))
     model.eval()
+
+
+def _compare_with_onnx(model: Any, example: Any) -> str:
+    """The error as a number, or why there is none."""
+    from slimdown.errors import SlimdownError
+
+    try:
+        return f"{_onnx_error(model, example):.1e}"
+    except SlimdownError as error:
+        return " ".join(str(error).split())[:200]
 
 
 def _onnx_error(model: Any, example: Any) -> float:
@@ -297,12 +307,19 @@ def summarize(rows: list[dict[str, str]]) -> str:
         lines.append(f"memory beyond the model: median {median(peaks):.0f} MB, max {max(peaks)} MB")
     compared = [row for row in rows if row["onnx_error"]]
     if compared:
-        equal = sum(float(row["onnx_error"]) < 1e-3 for row in compared)
+        equal = sum(_is_small(row["onnx_error"]) for row in compared)
         lines.append(f"ONNX Runtime equals torch: {equal} of {len(compared)}")
     if any(row["peer_status"] for row in rows):
         peer = Counter(row["peer_status"] for row in rows)
         lines.append("Torch-Pruning: " + ", ".join(f"{n} {status}" for status, n in peer.items()))
     return "\n".join(lines)
+
+
+def _is_small(error: str) -> bool:
+    try:
+        return float(error) < 1e-3
+    except ValueError:  # it tells why there is none
+        return False
 
 
 def _spread(rows: list[dict[str, str]], steps: tuple[str, ...]) -> str:

@@ -55,7 +55,9 @@ REACH = (
     "net", "target", "asked", "got", "predicted", "attempts", "macs", "original_ms", "seconds",
     "problem",
 )  # fmt: skip
-ACCURACY = ("target", "asked", "by", "seed", "got", "macs", "epochs", "accuracy", "dense")
+ACCURACY = (
+    "target", "asked", "by", "seed", "got", "macs", "epochs", "accuracy", "dense", "problem",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -131,7 +133,10 @@ def accuracy_of(dense: nn.Module, task: Any, row: Row) -> Row:
         stage = Prune(latency=row["asked"], target=row["target"])
     else:
         stage = Prune(macs=macs_for_latency(dense, task, clock, row["asked"], context))
-    result = stage(dense, task, context)
+    try:
+        result = stage(dense, task, context)
+    except slimdown.SlimdownError as error:
+        return {"problem": " ".join(str(error).split())}
     before, after = result.facts["macs"]
     model = result.model
     if row["epochs"]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slimdown.capture import export_any_batch
 from slimdown.core import batch_device
@@ -96,8 +97,12 @@ def _check_size(model: nn.Module) -> None:
 def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
     try:
         with _quiet():
+            # The exporter takes attention apart, whose parts lie in memory as torch's own do only
+            # without a fused kernel: a view of what one gives would not be one then.
+            with sdpa_kernel(SDPBackend.MATH):
+                exported = export_any_batch(model, example_input.to(batch_device(model)))
             program = torch.onnx.export(
-                export_any_batch(model, example_input.to(batch_device(model))),
+                exported,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
