@@ -19,6 +19,9 @@ from slimdown.quantize.profiles import PROFILES
 from slimdown.quantize.refine import adaround_, correct_biases_
 from slimdown.quantize.refine.bias_correction import certain_mean
 from slimdown.quantize.refine.layers import find_layers
+from slimdown.quantize.refine.rounding import Learning
+
+BRIEF = Learning(num_steps=50)
 
 Quantized = tuple[Network, Placement, list[Tensor]]
 
@@ -70,7 +73,7 @@ def test_weights_lie_on_their_grid_and_a_seed_gives_them_again(
 ) -> None:
     network, placement, images = quantize(4)
     first, second = (
-        refined(network, adaround_, placement, images, num_steps=50, seed=3) for _ in range(2)
+        refined(network, adaround_, placement, images, learning=BRIEF, seed=3) for _ in range(2)
     )
     layers = find_layers(first, network.reference, placement)
     assert layers
@@ -84,7 +87,7 @@ def test_zeros_stay_zeros(quantize: Callable[[int], Quantized]) -> None:
     weight = network.reference.get_parameter("conv1.weight")
     with torch.no_grad():
         weight[:, ::2] = 0
-    changed = refined(network, adaround_, placement, images, num_steps=50)
+    changed = refined(network, adaround_, placement, images, learning=BRIEF)
     assert float(changed.get_parameter("conv1.weight").detach()[:, ::2].abs().max()) == 0
 
 

@@ -16,7 +16,7 @@ from slimdown.capture.call import arguments_of
 from slimdown.prune.compensation.readers import Reader, reader_of
 from slimdown.quantize.placement import Placement
 from slimdown.quantize.refine.layers import Layer, find_layers
-from slimdown.quantize.refine.rounding import Rounding, learn_
+from slimdown.quantize.refine.rounding import Learning, Rounding, learn_
 from slimdown.quantize.refine.streams import Streams
 
 MAX_ROWS = 2**13
@@ -32,18 +32,11 @@ def adaround_(
     placement: Placement,
     images: Sequence[Tensor],
     *,
-    num_steps: int = 500,
-    rows_a_step: int = 512,
-    rate: float = 0.03,
-    pressure: float = 1.0,
+    learning: Learning = Learning(),
     seed: int = 0,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Round the weights of `quantized` anew, from those of `reference`; equal seeds, equal weights.
-
-    `rate` is that of Adam, and `pressure` how strongly choices are pressed to be made, against an
-    error that is 1 where each weight is rounded to the nearest.
-    """
+    """Round the weights of `quantized` anew, from the float ones; equal seeds, equal weights."""
     generator = torch.Generator().manual_seed(seed)
     layers = find_layers(quantized, reference, placement)
     streams = Streams(quantized, reference, images)
@@ -52,10 +45,8 @@ def adaround_(
             streams.step_reference(node)
         if node in layers:
             layer, reader = layers[node], reader_of(node, layers[node].original)
-            x, wanted = collect_rows(streams, node, reader, generator)
-            _round_(
-                layer, reader, x, wanted, num_steps, rows_a_step, rate, pressure, generator, after
-            )
+            rows = collect_rows(streams, node, reader, generator)
+            _round_(layer, reader, rows, learning, generator, after)
             rounded = layer.quantizer(layer.weight).detach()
             for values in streams.quantized.values:  # computed before the weight was changed
                 values[layer.weight_node] = rounded
@@ -89,16 +80,13 @@ def collect_rows(
 def _round_(
     layer: Layer,
     reader: Reader,
-    x: Tensor,
-    wanted: Tensor,
-    num_steps: int,
-    rows_a_step: int,
-    rate: float,
-    pressure: float,
+    rows: tuple[Tensor, Tensor],
+    learning: Learning,
     generator: torch.Generator,
     after: Callable[[], None],
 ) -> None:
     """Learn the rounding of one layer, and take it where held-out rows say that it helps."""
+    x, wanted = rows
     order = torch.randperm(x.shape[1], generator=generator).to(x.device)
     held_out, fitted = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     if len(held_out) == 0:
@@ -120,12 +108,14 @@ def _round_(
         return
 
     def loss(weight: Tensor) -> Tensor:
-        chosen = torch.randint(len(fitted), (min(rows_a_step, len(fitted)),), generator=generator)
+        chosen = torch.randint(
+            len(fitted), (min(learning.rows_a_step, len(fitted)),), generator=generator
+        )
         return error(weight, fitted[chosen.to(fitted.device)]) / unit
 
     rounding = Rounding(layer.original, layer.quantizer)
     with torch.enable_grad():
-        learn_(rounding, loss, num_steps=num_steps, rate=rate, pressure=pressure, after=after)
+        learn_(rounding, loss, learning, after=after)
     weight = min((rounding.hard(), nearest), key=lambda each: float(error(each, held_out)))
     with torch.no_grad():
         layer.weight.copy_(weight)

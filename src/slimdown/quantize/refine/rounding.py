@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ STRETCH = 0.1
 """The sigmoid reaches so far beyond 0 and 1, so that choices can be made in full."""
 WARM_UP = 0.2
 """The share of the steps in which the choices are free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How roundings are learned."""
+
+    num_steps: int = 500
+    rows_a_step: int = 512
+    rate: float = 0.03
+    """Of Adam."""
+    pressure: float = 1.0
+    """How strongly choices are pressed to be made, against an error of 1 for the nearest ones."""
 
 
 class Rounding:
@@ -52,19 +65,17 @@ class Rounding:
 def learn_(
     rounding: Rounding,
     loss: Callable[[Tensor], Tensor],
+    learning: Learning,
     *,
-    num_steps: int,
-    rate: float,
-    pressure: float,
     after: Callable[[], None],
 ) -> None:
     """Lower `loss` of the soft weight, ever more strongly pressed to decide."""
-    optimizer = torch.optim.Adam([rounding.logits], lr=rate)
-    for step in range(num_steps):
-        progress = (step / num_steps - WARM_UP) / (1 - WARM_UP)
+    optimizer = torch.optim.Adam([rounding.logits], lr=learning.rate)
+    for step in range(learning.num_steps):
+        progress = (step / learning.num_steps - WARM_UP) / (1 - WARM_UP)
         total = loss(rounding.soft())
         if progress >= 0:
-            total = total + pressure * rounding.undecided(20 - 18 * progress)
+            total = total + learning.pressure * rounding.undecided(20 - 18 * progress)
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
