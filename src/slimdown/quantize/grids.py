@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -16,6 +17,7 @@ from slimdown.quantize.observe import RangeStatistics
 from slimdown.quantize.placement import Placement, activation_quantizer, weight_quantizer
 
 
+@torch.no_grad()
 def set_activation_grids_(
     quantized: GraphModule,
     placement: Placement,
@@ -32,6 +34,7 @@ def set_activation_grids_(
         quantizer.zero_point.fill_(grid.zero_point)
 
 
+@torch.no_grad()
 def set_weight_grids_(quantized: GraphModule, placement: Placement) -> None:
     """Give each channel of a weight its scale; the grids of activations are set already."""
     for layer, (weight, bias) in _weights(quantized, placement).items():
@@ -41,6 +44,7 @@ def set_weight_grids_(quantized: GraphModule, placement: Placement) -> None:
         weight_quantizer(quantized, layer).scale.copy_(scales)
 
 
+@torch.no_grad()
 def round_biases_(quantized: GraphModule, placement: Placement) -> None:
     """Put biases on the int32 grid, input scale times weight scale, on which a runtime keeps them.
 
