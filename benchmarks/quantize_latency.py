@@ -178,10 +178,12 @@ def size_of(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def attempt(make: Callable[[], Made]) -> Made | str:
-    """What was made, or why it was not."""
+def attempt(make: Callable[[], Made], example: torch.Tensor) -> Made | str:
+    """What was made, or why it was not, or does not run."""
     try:
-        return make()
+        made = make()
+        made[1](1)(example)
+        return made
     except Exception as error:  # whatever a peer raises
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -195,7 +197,7 @@ def compare(net: str, runtime: str, num_samples: int, threads: list[int]) -> lis
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for method, make in make_all(net, runtime, Path(folder)):
-            result = attempt(make)
+            result = attempt(make, example)
             if isinstance(result, str):
                 rows.append({"method": method, "problem": result})
             else:
