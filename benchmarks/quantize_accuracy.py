@@ -42,6 +42,7 @@ from slimdown.targets import find_target
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 from prune_accuracy import NETS, make_task, trained  # noqa: E402
+from quantize_peers import open_in_ort, quantize_with_nncf, quantize_with_ort  # noqa: E402
 
 NUM_IMAGES = 256
 ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
@@ -89,62 +90,11 @@ def quantized(
     images = torch.cat(take_images(task.calibration_batches(), NUM_IMAGES))
     path = folder / "model.onnx"
     if method == "nncf":
-        _nncf(plain, path, images)
+        quantize_with_nncf(plain, path, images)
     else:
-        _ort(plain, path, images, ORT[method])
-    return _run(path), path.stat().st_size
-
-
-def _nncf(plain: Path, path: Path, images: torch.Tensor) -> None:
-    import nncf
-    import onnx
-
-    dataset = nncf.Dataset(list(images.split(1)), lambda image: {"input": image.numpy()})
-    preset = nncf.QuantizationPreset.MIXED
-    onnx.save(nncf.quantize(onnx.load(plain), dataset, preset=preset, subset_size=256), path)
-
-
-def _ort(plain: Path, path: Path, images: torch.Tensor, method: str) -> None:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(images.split(1))
-
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self.left, None)
-            return None if image is None else {"input": image.numpy()}
-
-    prepared = path.with_name("prepared.onnx")
-    quant_pre_process(plain, prepared)
-    quantize_static(
-        prepared,
-        path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=getattr(CalibrationMethod, method),
-    )
-
-
-def _run(path: Path) -> Predict:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        quantize_with_ort(plain, path, images, method=ORT[method])
+    run = open_in_ort(path, 1)
+    return lambda inputs: torch.from_numpy(run(inputs)[0]), path.stat().st_size
 
 
 def row_of(method: str, model: nn.Module, task: ClassificationTask) -> dict[str, Any]:

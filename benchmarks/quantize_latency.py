@@ -39,6 +39,8 @@ from slimdown.targets import find_target
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
+from quantize_peers import open_in_ort, quantize_with_nncf, quantize_with_ort  # noqa: E402
+
 NETS = {
     "resnet50": "tv:resnet50",
     "mobilenet_v3_large": "tv:mobilenet_v3_large",
@@ -86,49 +88,17 @@ def make_all(net: str, runtime: str, folder: Path) -> Iterator[tuple[str, Callab
 
 
 def ort(plain: Path, folder: Path, images: torch.Tensor, signed: bool) -> Made:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(images.split(1))
-
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self.left, None)
-            return None if image is None else {"input": image.numpy()}
-
     folder.mkdir()
-    prepared, path = folder / "prepared.onnx", folder / "model.onnx"
-    quant_pre_process(plain, prepared)
-    quantize_static(
-        prepared,
-        path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return path, lambda threads: onnxruntime_of(path, threads)
+    path = folder / "model.onnx"
+    quantize_with_ort(plain, path, images, signed=signed)
+    return path, lambda threads: open_in_ort(path, threads)
 
 
 def nncf_onnx(plain: Path, folder: Path, images: torch.Tensor) -> Made:
-    import nncf
-    import onnx
-
     folder.mkdir()
-    dataset = nncf.Dataset(list(images.split(1)), lambda image: {"input": image.numpy()})
-    quantized = nncf.quantize(
-        onnx.load(plain), dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=NUM_IMAGES
-    )
     path = folder / "model.onnx"
-    onnx.save(quantized, path)
-    return path, lambda threads: onnxruntime_of(path, threads)
+    quantize_with_nncf(plain, path, images)
+    return path, lambda threads: open_in_ort(path, threads)
 
 
 def nncf_openvino(plain: Path, folder: Path, images: torch.Tensor) -> Made:
@@ -146,17 +116,6 @@ def nncf_openvino(plain: Path, folder: Path, images: torch.Tensor) -> Made:
     path = folder / "model.xml"
     openvino.save_model(quantized, path)
     return path, lambda threads: openvino_of(path, threads, "f32")
-
-
-def onnxruntime_of(path: Path, threads: int) -> Predict:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda inputs: session.run(None, {name: inputs.numpy()})
 
 
 def openvino_of(path: Path, threads: int, precision: str) -> Predict:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
-from typing import Any
+from math import isnan, sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from slimdown.errors import BadInput
+from slimdown.prune.probe import floating_outputs
 
 
 class Judge:
@@ -42,15 +41,14 @@ class Judge:
                 "the network gives the same for all calibration images, so nothing can be told of "
                 "its quantization: look at the images and at the weights"
             )
-        error = sqrt(sum(shares) / len(shares)) if all(s < float("inf") for s in shares) else None
-        return float("inf") if error is None else error
+        mean = sum(shares) / len(shares)
+        return float("inf") if isnan(mean) else sqrt(mean)
 
 
 def _outputs(network: nn.Module, batch: Tensor) -> list[Tensor]:
     """The floating-point outputs for a batch, in float64, (N, values) each."""
     with torch.no_grad():
-        leaves: list[Any] = tree_leaves(network(batch.clone()))
-    tensors = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        tensors = floating_outputs(network(batch.clone()))
     return [x.double().reshape(len(batch), -1) for x in tensors if x.numel() % len(batch) == 0]
 
 

@@ -248,7 +248,12 @@ def _split(dim: Dim, weight: Tensor, moments: Moments) -> Iterator[tuple[Var, In
     parts = (moments.mean, moments.mean_abs, moments.variance)
     of_leaves = (rows_of_leaves(dim, each) for each in (*parts, weight))
     for (leaf, mean), (_, mean_abs), (_, variance), (_, rows) in zip(*of_leaves, strict=True):
-        by_value = (each.reshape(leaf.size, -1) for each in (mean, mean_abs, variance))
-        mean, mean_abs, variance = by_value
-        weights = rows.reshape(*mean.shape, -1)
-        yield leaf, Inputs(weight=weights, mean=mean, mean_abs=mean_abs, variance=variance)
+        yield (
+            leaf,
+            Inputs(
+                weight=rows.reshape(leaf.size, mean.numel() // leaf.size, -1),
+                mean=mean.reshape(leaf.size, -1),
+                mean_abs=mean_abs.reshape(leaf.size, -1),
+                variance=variance.reshape(leaf.size, -1),
+            ),
+        )
