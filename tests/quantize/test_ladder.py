@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from slimdown.core import Context, Progress
 from slimdown.errors import Interrupted, RecipeError
 from slimdown.quantize import Quantize, ladder
+from slimdown.quantize.placement import Placement
 from slimdown.quantize.stage import FEW, MOST_FITTED, split_images
 
 
@@ -22,11 +23,15 @@ def scale_conv1(graph_module: GraphModule, factor: float) -> GraphModule:
     return rewritten
 
 
-def break_it(graph_module: GraphModule, images: Sequence[Tensor]) -> GraphModule:
+def break_it(
+    graph_module: GraphModule, images: Sequence[Tensor], placement: Placement
+) -> GraphModule:
     return scale_conv1(graph_module, 3.0)
 
 
-def keep_it(graph_module: GraphModule, images: Sequence[Tensor]) -> GraphModule:
+def keep_it(
+    graph_module: GraphModule, images: Sequence[Tensor], placement: Placement
+) -> GraphModule:
     return scale_conv1(graph_module, 1.0)
 
 

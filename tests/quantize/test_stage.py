@@ -209,7 +209,7 @@ def test_a_model_without_layers_is_bad_input(toy_task: Any) -> None:
 
 def test_shows_progress_and_stops_between_batches(tiny_net: nn.Module, toy_task: Any) -> None:
     shown: list[Progress] = []
-    Quantize(num_images=20)(tiny_net, toy_task, Context(show=shown.append))
+    Quantize(num_images=20, effort="fast")(tiny_net, toy_task, Context(show=shown.append))
     seen = [(each.done, each.total) for each in shown if each.label == "calibrate"]
     assert seen == [(8, 20), (16, 20), (20, 20)]
     shown.clear()

@@ -7,6 +7,7 @@ with k = gamma / sqrt(variance + eps)               Jacob 2018, arXiv:1712.05877
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,15 @@ def attributes_of(graph_module: GraphModule) -> dict[str, Tensor | nn.Module]:
         elif node.op == "call_module":
             attributes[node.target] = graph_module.get_submodule(node.target)
     return attributes
+
+
+def count_uses(graph_module: GraphModule) -> Counter[int]:
+    """How many nodes read each tensor, by its id: tied ones have several names."""
+    attributes = attributes_of(graph_module)
+    uses: Counter[int] = Counter()
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        uses[id(attributes[str(node.target)])] += len(node.users)
+    return uses
 
 
 def layer_tensors(layer: Node) -> tuple[Node, Node | None]:

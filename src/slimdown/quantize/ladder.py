@@ -19,18 +19,26 @@ from slimdown.core import Json
 from slimdown.quantize.assembly import Assembly, Network
 from slimdown.quantize.grids import round_biases_
 from slimdown.quantize.judge import Judge
+from slimdown.quantize.placement import Placement
 from slimdown.quantize.refine.adaround import adaround_
 from slimdown.quantize.refine.bias_correction import correct_biases_
+from slimdown.quantize.rewrites.equalization import equalize, smooth
 
 Effort: TypeAlias = Literal["fast", "balanced", "best"]
 
-Rewrite: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], GraphModule]
-"""The same function with other weights, of tensors of its own, under the same names."""
+Rewrite: TypeAlias = Callable[[GraphModule, Sequence[Tensor], Placement], GraphModule]
+"""`rewrite(reference, images, placement)`: the same function with other weights, same names.
+
+The reference itself where nothing is to be changed.
+"""
 
 Refinement: TypeAlias = Callable[..., None]
 """`refine_(quantized, reference, placement, images, after=...)` changes `quantized`."""
 
-REWRITES: dict[str, Rewrite] = {}
+REWRITES: dict[str, Rewrite] = {
+    "equalization": equalize,
+    "smoothing": smooth,
+}
 REFINEMENTS: dict[str, Refinement] = {
     "bias_correction": correct_biases_,
     "adaround": adaround_,
@@ -38,8 +46,8 @@ REFINEMENTS: dict[str, Refinement] = {
 
 EFFORTS: dict[Effort, tuple[str, ...]] = {
     "fast": (),
-    "balanced": ("bias_correction",),
-    "best": ("bias_correction", "adaround"),
+    "balanced": ("equalization", "smoothing", "bias_correction"),
+    "best": ("equalization", "smoothing", "bias_correction", "adaround"),
 }
 """The rungs of each effort, in their order: rewrites first."""
 
@@ -77,9 +85,11 @@ def _try(
     images: Sequence[Tensor],
     after: Callable[[str], None],
 ) -> Network:
+    placement = assemble.placement
     if name in REWRITES:
-        return assemble(REWRITES[name](network.reference, images))
-    refined, placement = copy.deepcopy(network.quantized), assemble.placement
+        rewritten = REWRITES[name](network.reference, images, placement)
+        return network if rewritten is network.reference else assemble(rewritten)
+    refined = copy.deepcopy(network.quantized)
     REFINEMENTS[name](refined, network.reference, placement, images, after=lambda: after(name))
     round_biases_(refined, placement)
     return replace(network, quantized=refined)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from slimdown.quantize.fake_quantize import FakeQuantizePerChannel
-from slimdown.quantize.fold import attributes_of, layer_tensors
+from slimdown.quantize.fold import attributes_of, count_uses, layer_tensors
 from slimdown.quantize.placement import Placement, weight_quantizer
 
 
@@ -36,7 +34,7 @@ def find_layers(
 ) -> dict[Node, Layer]:
     """The layers of `placement` by their nodes; those that share their weight are left out."""
     tensors, originals = attributes_of(quantized), attributes_of(reference)
-    uses = _count_uses(quantized, tensors)
+    uses = count_uses(quantized)
     layers = {}
     for node in quantized.graph.nodes:
         if node.name not in placement.weights:
@@ -62,11 +60,3 @@ def find_layers(
             quantizer=weight_quantizer(quantized, node.name),
         )
     return layers
-
-
-def _count_uses(graph_module: GraphModule, tensors: Mapping[str, object]) -> Counter[int]:
-    """How many nodes read each tensor, by its id: tied ones have several names."""
-    uses: Counter[int] = Counter()
-    for node in graph_module.graph.find_nodes(op="get_attr"):
-        uses[id(tensors[str(node.target)])] += len(node.users)
-    return uses
