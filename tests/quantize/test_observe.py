@@ -86,15 +86,17 @@ def test_observes_the_named_nodes_of_a_graph(tiny_net: nn.Module) -> None:
     x = torch.randn(6, 3, 16, 16)
     graph_module = capture(tiny_net, x[:1])
     counted: list[int] = []
-    seen = observe(
-        graph_module, {"x": "input", "relu": "stem"}, x.split(2), after_batch=counted.append
-    )
+    nodes = {"x": "x", "relu": "relu", "relu_1": "both", "relu_2": "both"}
+    seen = observe(graph_module, nodes, x.split(2), after_batch=counted.append)
     with torch.no_grad():
         relu = torch.relu(tiny_net.bn(tiny_net.stem(x)))
     assert counted == [2, 4, 6]
     assert seen["x"].high == float(x.max())
     assert seen["relu"].high == pytest.approx(float(relu.max()))
     assert int(seen["relu"].counts.sum()) == relu.numel()
+    alone = observe(graph_module, {name: name for name in nodes}, x.split(2))
+    assert seen["both"].high == max(alone["relu_1"].high, alone["relu_2"].high)
+    assert torch.equal(seen["both"].counts, alone["relu_1"].counts + alone["relu_2"].counts)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -103,8 +105,8 @@ def test_names_the_layer_that_is_not_finite(tiny_net: nn.Module, bad: float) -> 
     with torch.no_grad():
         tiny_net.conv1.weight[0, 0, 0, 0] = bad
     graph_module = capture(tiny_net, x[:1])
-    with pytest.raises(BadInput, match=r"NaN or infinity in conv1 .*look at the images"):
-        observe(graph_module, {"x": "input", "conv2d_2": "conv1"}, [x])
+    with pytest.raises(BadInput, match=r"NaN or infinity in conv1 .*this layer$"):
+        observe(graph_module, {"x": "x", "conv2d_2": "conv2d_2"}, [x], labels={"conv2d_2": "conv1"})
     x[0, 0, 0, 0] = bad
     with pytest.raises(BadInput, match="NaN or infinity in the images"):
-        observe(graph_module, {"x": "input"}, [x])
+        observe(graph_module, {"x": "x"}, [x])

@@ -16,6 +16,7 @@ from slimdown.quantize.placement import (
     activation_quantizer,
     insert_quantizers,
     label_of,
+    observed_nodes,
     plan_placement,
     weight_quantizer,
 )
@@ -109,6 +110,67 @@ def test_of_a_transformer_only_linear_layers_read_int8(profile: object) -> None:
     }
     (reason,) = placement.kept_float.values()
     assert reason == "matmul stays in float on onnxruntime-x86"
+
+
+class Shuffled(nn.Module):
+    """Two units that pass one half on and join it with what they make of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for conv in self.convs:
+            passed, read = x.chunk(2, 1)
+            x = F.channel_shuffle(torch.cat([passed, F.relu(conv(read))], 1), 2)
+        return self.head(x).mean((2, 3))
+
+
+def test_joined_parts_share_one_grid_of_all_their_values() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    graph = fold_batch_norms(capture(Shuffled().eval(), x[:1]))
+    placement = plan_placement(graph, ORT)
+    joins = [node.name for node in graph.graph.nodes if node.target is torch.ops.aten.cat.default]
+    (behind,) = (names for names in placement.activations.values() if joins[0] in names)
+    assert {*joins, "relu", "relu_1", "relu_2"} <= set(behind)
+    key = next(key for key, names in placement.activations.items() if names == behind)
+    assert observed_nodes(graph, placement) == {
+        **{name: name for name in placement.activations if name != key},
+        **dict.fromkeys(joins, key),
+    }
+    by_label = {label_of(node): node.name for node in graph.graph.nodes}
+    layers = [by_label[name] for name in ("convs.0", "convs.1", "head")]
+    assert {placement.weights[layer] for layer in layers} == {key}
+    assert Placement.from_json(json.loads(json.dumps(placement.to_json()))) == placement
+    quantized = insert_quantizers(graph, placement)
+    quantizers = [
+        node for node in quantized.graph.nodes if node.target == f"activation_quantizers.{key}"
+    ]
+    assert {node.all_input_nodes[0].name for node in quantizers} == set(behind)
+    # Parts that one float reader only would see are not worth a grid of their own.
+    assert all(len(names) == 1 for names in plan_placement(graph, OPENVINO).activations.values())
+
+
+def test_a_concatenation_with_a_float_part_stays_float() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.head(torch.cat([x, torch.sigmoid(x)], 1))
+
+    graph = fold_batch_norms(capture(Mixed(), torch.randn(1, 3, 8, 8)))
+    assert plan_placement(graph, ORT).activations == {
+        "x": ("x",),
+        "conv2d": ("conv2d",),
+        "cat": ("cat",),
+        "conv2d_1": ("conv2d_1",),
+    }
 
 
 def test_a_weight_that_is_computed_stays_in_float() -> None:

@@ -13,7 +13,7 @@ from slimdown.errors import BadInput
 from slimdown.quantize.calibrate import Calibration
 from slimdown.quantize.grids import round_biases_, set_activation_grids_, set_weight_grids_
 from slimdown.quantize.observe import RangeStatistics, observe
-from slimdown.quantize.placement import Placement, insert_quantizers
+from slimdown.quantize.placement import Placement, insert_quantizers, observed_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Assembly:
             num_images = so_far
             self.after_batch(so_far)
 
-        nodes = {producer: self.labels[producer] for producer in self.placement.activations}
-        ranges = observe(reference, nodes, self.images(), after_batch=count)
+        nodes = observed_nodes(reference, self.placement)
+        ranges = observe(reference, nodes, self.images(), labels=self.labels, after_batch=count)
         if num_images == 0:
             raise BadInput(
                 "the task has no calibration images: the ranges of activations need a few dozen; "

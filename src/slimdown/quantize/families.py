@@ -65,6 +65,8 @@ _MEMBERS = {
         aten.unsqueeze.default,
         aten.expand.default,
     ),
+    # Puts tensors beside each other; where all are on one grid, so is the result.
+    "join": (aten.cat.default,),
     # Nothing at all, in a graph in eval mode.
     "identity": (
         aten.contiguous.default,

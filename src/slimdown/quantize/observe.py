@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -137,13 +138,15 @@ def observe(
     nodes: Mapping[str, str],
     batches: Iterable[Tensor],
     *,
+    labels: Mapping[str, str] = MappingProxyType({}),
     after_batch: Callable[[int], None] = lambda num_images: None,
 ) -> dict[str, RangeStatistics]:
-    """Run batches (N, C, H, W) and return the statistics of `nodes`: name -> what users call it.
+    """Run batches (N, C, H, W) and return statistics of `nodes`: name -> what to count it under.
 
-    `after_batch` gets the number of images so far. Raises BadInput on NaN or infinity.
+    `labels` tell what users call a node, and `after_batch` gets the number of images so far.
+    Raises BadInput on NaN or infinity.
     """
-    observer = _Observer(graph_module, nodes)
+    observer = _Observer(graph_module, nodes, labels)
     num_images = 0
     with torch.no_grad():
         for batch in batches:
@@ -177,9 +180,12 @@ def _spacing(num_values: int) -> int:
 class _Observer(Interpreter):
     """Runs a graph and takes note of the values of some nodes; drops each after its last use."""
 
-    def __init__(self, graph_module: GraphModule, nodes: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph_module: GraphModule, nodes: Mapping[str, str], labels: Mapping[str, str]
+    ) -> None:
         super().__init__(graph_module, garbage_collect_values=True)
-        self.nodes = nodes
+        self.extra_traceback = False  # of errors that users read
+        self.nodes, self.labels = nodes, labels
         self.num_images = 1
         self.statistics: dict[str, RangeStatistics] = {}
 
@@ -187,11 +193,11 @@ class _Observer(Interpreter):
         value = super().run_node(n)
         if n.name in self.nodes:
             try:
-                self.statistics[n.name] = add_values(
-                    self.statistics.get(n.name), value, num_images=self.num_images
-                )
+                key = self.nodes[n.name]
+                seen = self.statistics.get(key)
+                self.statistics[key] = add_values(seen, value, num_images=self.num_images)
             except ValueError as error:
-                where = "the images" if n.op == "placeholder" else self.nodes[n.name]
+                where = "the images" if n.op == "placeholder" else self.labels.get(n.name, n.name)
                 raise BadInput(
                     f"calibration met NaN or infinity in {where} ({error}): "
                     "look at the images and at the weights before this layer"

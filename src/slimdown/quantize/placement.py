@@ -33,7 +33,10 @@ class Placement:
     """The quantizers of a graph, told by the names of its nodes."""
 
     activations: dict[str, tuple[str, ...]]
-    """Producer -> the nodes behind which its one quantizer stands: itself, and moves of it."""
+    """Producer -> the nodes behind which its one quantizer stands: itself, and moves of it.
+
+    Of a concatenation in INT8 also the producers of its parts, which share its grid.
+    """
     weights: dict[str, str]
     """Layer whose weight is quantized -> the producer on whose grid its input is."""
     kept_float: dict[str, str]
@@ -93,6 +96,9 @@ def plan_placement(
                 behind.append(last_move)
         if family_of(node) in LAYERS:
             weights[node.name] = _producer(_activations(node)[0]).name
+    if profile.joins:
+        activations, keys = _join(graph_module, activations, repeats=profile.repeats)
+        weights = {layer: keys.get(producer, producer) for layer, producer in weights.items()}
     labels = {node.name: label_of(node) for node in graph_module.graph.nodes}
     ends = _first_and_last(graph_module)
     narrow = set(weights.values()) - {weights[layer] for layer in ends & weights.keys()}
@@ -169,6 +175,50 @@ def label_of(node: Node) -> str:
     around = list((node.meta.get("nn_module_stack") or {}).values())
     path = around[-1][0] if around else ""
     return f"{path}.{node.name}" if path else node.name
+
+
+def _join(
+    graph_module: GraphModule, activations: Mapping[str, list[str]], *, repeats: bool
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Let concatenations share one quantizer with their parts where all of them have one.
+
+    Returns the quantizers, and for each producer that lost its own the one it has now.
+    """
+    keys: dict[str, str] = {}
+    moved: dict[str, list[str]] = {}
+
+    def key_of(producer: str) -> str:
+        while producer in keys:
+            producer = keys[producer]
+        return producer
+
+    for node in graph_module.graph.nodes:
+        members = [node.name, *(_producer(part).name for part in node.all_input_nodes)]
+        if family_of(node) != "join" or not all(each in activations for each in members):
+            continue
+        first = key_of(node.name)
+        keys.update({key_of(each): first for each in members if key_of(each) != first})
+        if repeats:
+            moved[node.name] = [_without_identities(part).name for part in node.all_input_nodes]
+    joined: dict[str, list[str]] = {}
+    for producer, behind in activations.items():
+        together = joined.setdefault(key_of(producer), [])
+        both = dict.fromkeys([*behind, *moved.get(producer, ())])
+        together.extend(name for name in both if name not in together)
+    return joined, {producer: key_of(producer) for producer in keys}
+
+
+def observed_nodes(graph_module: GraphModule, placement: Placement) -> dict[str, str]:
+    """The nodes whose values decide about grids -> the producer whose quantizer it is.
+
+    Of concatenations and their parts the former, which hold all values.
+    """
+    joins = {node.name for node in graph_module.graph.nodes if family_of(node) == "join"}
+    found = {}
+    for producer, behind in placement.activations.items():
+        names = [name for name in behind if name in joins] or [producer]
+        found.update(dict.fromkeys(names, producer))
+    return found
 
 
 def _first_and_last(graph_module: GraphModule) -> set[str]:

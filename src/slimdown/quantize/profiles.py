@@ -19,6 +19,8 @@ class Profile:
     """Those whose result is quantized too, behind the clip that the runtime fuses into them."""
     repeats: bool
     """Whether the quantizer stands again behind operators that only move values."""
+    joins: bool
+    """Whether parts that are quantized anyway are concatenated on one grid, in INT8."""
     activation_range: tuple[int, int] = (0, 255)
     weight_range: tuple[int, int] = (-128, 127)
 
@@ -35,6 +37,7 @@ PROFILES = {
             reads=frozenset({"conv", "linear", "add"}),
             writes=frozenset({"conv", "add"}),
             repeats=True,
+            joins=True,
         ),
         # Grids travel through the graph by themselves here; what is left float between two layers
         # (softmax, norms, products of activations) is fused into one kernel with its neighbors.
@@ -43,6 +46,7 @@ PROFILES = {
             reads=frozenset({"conv", "linear", "add"}),
             writes=frozenset(),
             repeats=False,
+            joins=False,
         ),
     )
 }
