@@ -6,6 +6,7 @@ Results go to stdout; progress and errors go to stderr. Exit codes: see `slimdow
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from slimdown.bench import bench_run
 from slimdown.cli.endings import exit_codes, stopping_on_request
 from slimdown.cli.notices import telling_notices
 from slimdown.cli.progress import showing_progress
+from slimdown.cli.quantize import choices, quantize_document
 from slimdown.core import Report
 from slimdown.demo import run_demo
 from slimdown.doctor import examine, render_checkup
@@ -24,8 +26,19 @@ from slimdown.errors import BUDGET_NOT_MET
 from slimdown.inspect import inspect_model, parse_shape, render_inspection
 from slimdown.load import ModelSource
 from slimdown.pipeline import run_recipe
-from slimdown.recipe import load_recipe, recipe_schema
-from slimdown.report import read_results, render_terminal, write_report
+from slimdown.quantize import PROFILES, Quantize
+from slimdown.quantize.calibrate import CALIBRATIONS
+from slimdown.quantize.ladder import EFFORTS
+from slimdown.quantize.stage import PRECISIONS
+from slimdown.recipe import (
+    Recipe,
+    complete,
+    load_recipe,
+    make_recipe,
+    recipe_schema,
+    write_document,
+)
+from slimdown.report import deployed_targets, read_results, render_terminal, write_report
 from slimdown.version import __version__
 
 
@@ -51,6 +64,23 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+Model = Annotated[str, typer.Argument(help="torchvision:resnet50, package.module:factory, …")]
+Weights = Annotated[Path | None, typer.Option(help="A .safetensors or .pt file.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(help="A runtime; may be given again.", show_default="onnxruntime"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override: -s budget.max_drop=1"),
+]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="The run's folder; default: runs/NAME.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and what it needs; touch nothing.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seeds every step.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
@@ -81,9 +111,7 @@ def _options(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("runs/demo"),
-    target: Annotated[
-        list[str] | None, typer.Option(help="A runtime; may be given again. [onnxruntime]")
-    ] = None,
+    target: Targets = None,
 ) -> None:
     """Train a small teacher on embedded digits, compress it, deploy it, report. No network."""
     with stopping_on_request() as stop_requested, showing_progress(err) as show:
@@ -96,38 +124,87 @@ def demo(
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override: -s prune.macs=0.5"),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder; default: runs/NAME.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what it needs; touch nothing.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seeds every step.")] = None,
+    settings: Settings = None,
+    folder: OutFolder = None,
+    dry_run: DryRun = False,
+    seed: Seed = None,
 ) -> None:
     """Run a recipe, or go on where it was stopped. A model given as MODULE:FACTORY runs that code.
 
     Ctrl-C stops at the next clean point; the same command goes on from there.
     """
-    overrides = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
-    chosen = load_recipe(recipe, overrides)
-    folder = folder or Path("runs") / chosen.name
-    if dry_run:
-        outlook = look_ahead(chosen, folder=folder)
-        out.print(render_outlook(outlook))
-        raise typer.Exit(outlook.exit_code)
-    with stopping_on_request() as stop_requested, showing_progress(err) as show:
-        report = run_recipe(chosen, folder=folder, show=show, stop_requested=stop_requested)
-    _conclude(report, folder)
+    _run(load_recipe(recipe, _overrides(settings, seed)), folder, dry_run=dry_run)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of train/<class>/… and test/<class>/…, or of <class>/… alone; an .npz; "
+            "or: digits."
+        ),
+    ],
+    weights: Weights = None,
+    target: Targets = None,
+    precision: Annotated[
+        str | None, typer.Option(help=choices(PRECISIONS), show_default=Quantize.precision)
+    ] = None,
+    weight_bits: Annotated[int | None, typer.Option(help="2 to 8.", show_default="8")] = None,
+    activation_bits: Annotated[int | None, typer.Option(help="2 to 8.", show_default="8")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help=choices(CALIBRATIONS), show_default=Quantize.calibration)
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(help=choices(EFFORTS), show_default=Quantize.effort)
+    ] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(help="Images that calibrate.", show_default=str(Quantize.num_images)),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Layers to keep in float; may be given again."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help=choices(PROFILES), show_default="the target's")
+    ] = None,
+    settings: Settings = None,
+    folder: OutFolder = None,
+    dry_run: DryRun = False,
+    seed: Seed = None,
+) -> None:
+    """Quantize a model, deploy and measure it: a recipe of one stage, which is printed at the end.
+
+    What has no option is set as in a recipe: -s model.options.num_classes=6. Ctrl-C stops at the
+    next clean point; the same command goes on. A model given as MODULE:FACTORY runs that code.
+    """
+    document = quantize_document(
+        model,
+        data,
+        weights=weights,
+        targets=target,
+        settings={
+            "precision": precision,
+            "weight_bits": weight_bits,
+            "activation_bits": activation_bits,
+            "calibration": calibration,
+            "effort": effort,
+            "num_images": num_images,
+            "exclude": exclude,
+            "profile": profile,
+        },
+    )
+    document = complete(document, _overrides(settings, seed), folder=Path.cwd())
+    written = f"this command as a recipe:\n\n{write_document(document.values)}"
+    _run(make_recipe(document), folder, dry_run=dry_run, ending=written)
 
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="torchvision:resnet50, package.module:factory, …")],
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors or .pt file.")] = None,
+    model: Model,
+    weights: Weights = None,
     shape: Annotated[str, typer.Option("--input", help="CxHxW")] = "3x224x224",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -172,9 +249,37 @@ def _show(report: Report, folder: Path) -> None:
     out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _conclude(report: Report, folder: Path) -> None:
+def _overrides(settings: list[str] | None, seed: int | None) -> list[str]:
+    return [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _run(recipe: Recipe, folder: Path | None, *, dry_run: bool, ending: str = "") -> None:
+    """Run a recipe in its folder, or say what that would do; then print `ending`."""
+    folder = folder or Path("runs") / recipe.name
+    if dry_run:
+        outlook = look_ahead(recipe, folder=folder)
+        out.print(render_outlook(outlook))
+        out.print(ending, end="", markup=False, soft_wrap=True)
+        raise typer.Exit(outlook.exit_code)
+    with stopping_on_request() as stop_requested, showing_progress(err) as show:
+        report = run_recipe(recipe, folder=folder, show=show, stop_requested=stop_requested)
+    paths = [f"recipe: {folder / 'recipe.yaml'}", *_name_artifacts(report, folder)]
+    _conclude(report, folder, ending="\n".join([*paths, ending]))
+
+
+def _name_artifacts(report: Report, folder: Path) -> Iterator[str]:
+    """The file to take away, of each target."""
+    for target in deployed_targets(report):
+        found = report.measurement(report.final_step(target).name, target)
+        assert found is not None
+        assert found.artifact is not None
+        yield f"{target}: {folder / found.artifact.path}"
+
+
+def _conclude(report: Report, folder: Path, *, ending: str = "") -> None:
     """Show what a run found; a missed budget is exit code 3."""
     _show(report, folder)
+    out.print(ending, end="", markup=False, soft_wrap=True)
     if not report.budget_met:
         missed = [f"{each.limit} on {each.target}" for each in report.verdicts if not each.met]
         err.print(f"budget not met: {', '.join(missed)}; the artifacts are kept", soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from slimdown.load.raw import ImageFiles, RawData, RawSet, probe
 from slimdown.load.source import DataSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+PARTS = ("train", "val", "test")
 LAYOUT = "train/<class>/*.jpg and test/<class>/*.jpg (or val/)"
 
 
@@ -42,13 +44,22 @@ def read_folder(source: DataSource) -> RawData:
     )
 
 
+def find_layout(path: Path) -> Literal["root", "test"]:
+    """Which of data's paths a folder is: the `root` of several parts, or class folders to judge on.
+
+    One that does not exist is a `root`, and is refused when it is read.
+    """
+    has_parts = any((path / part).is_dir() for part in PARTS)
+    return "test" if path.is_dir() and not has_parts and _class_names(path) else "root"
+
+
 def _find_parts(source: DataSource) -> tuple[Path | None, Path | None, Path]:
     """The folders to train on, to validate on and to judge on."""
     if source.root is None:
         assert source.test is not None
         return _existing(source.train), None, _need(source.test)
     root = _need(source.root)
-    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    found = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "test" in found:
         return found.get("train"), found.get("val"), found["test"]
     if "val" in found:

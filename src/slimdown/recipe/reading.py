@@ -30,14 +30,26 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         content = path.read_bytes()
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    document = _name_stages(read_document(content, name=str(path)))
+    document = read_document(content, name=str(path))
+    document = replace(document, values={"name": path.stem, **document.values})
+    return make_recipe(complete(document, overrides, folder=path.absolute().parent))
+
+
+def complete(document: Document, overrides: Iterable[str], *, folder: Path) -> Document:
+    """Set what `overrides` say, and make paths absolute, where those in the document start at
+    `folder`. Raises RecipeError for a key that leads nowhere, or what no path is.
+    """
+    document = _name_stages(document)
     for option in overrides:
         document = _name_stages(override(document, option, kinds=(*STAGES, ITERATE)))
-    document = resolve_paths(document, folder=path.absolute().parent)
-    values = {"name": path.stem, **document.values}
+    return resolve_paths(document, folder=folder)
+
+
+def make_recipe(document: Document) -> Recipe:
+    """Check a complete document. Raises RecipeError that tells the place of every mistake."""
     try:
         # In strict mode, JSON rather than Python values: a list may become a tuple, text a path.
-        return RECIPE.validate_json(json.dumps(values))
+        return RECIPE.validate_json(json.dumps(document.values))
     except ValidationError as error:
         raise explain(error, document) from error
 
