@@ -135,8 +135,11 @@ class Task(Protocol):
         """The supervised loss, a scalar with a gradient; called only where targets are known."""
         ...
 
-    def score(self, predict: Predict) -> Score:
-        """Judge a module or a deployed artifact on the test images, in their fixed order."""
+    def score(self, predict: Predict) -> Score | None:
+        """Judge a module or a deployed artifact on the test images, in their fixed order.
+
+        None, for every one of them, where nothing is known to judge by.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from slimdown.core import Stage
 from slimdown.distill import Distill
 from slimdown.errors import BadInput, MissingExtra, RecipeError, SlimdownError
-from slimdown.load import ModelSource, load_model, runs_user_code
+from slimdown.load import DataSource, ModelSource, load_model, runs_user_code
 from slimdown.load.reference import parse_reference
 from slimdown.measure import count_parameters
 from slimdown.plan import plan_steps
@@ -72,7 +72,9 @@ def look_ahead(recipe: Recipe, *, folder: Path) -> Outlook:
     targets = [find_target(name) for name in recipe.targets]
     planned = plan_steps(recipe.stages, targets)
     steps = tuple(
-        StepOutlook(name=plan.name, needs=tuple(needs_of(plan.stage)), targets=plan.targets)
+        StepOutlook(
+            name=plan.name, needs=tuple(needs_of(plan.stage, recipe.data)), targets=plan.targets
+        )
         for plan in planned
     )
     problems = tuple(find_problems(recipe))
@@ -87,9 +89,11 @@ def look_ahead(recipe: Recipe, *, folder: Path) -> Outlook:
     )
 
 
-def needs_of(stage: Stage | None) -> list[str]:
+def needs_of(stage: Stage | None, data: DataSource | None = None) -> list[str]:
     """What a stage uses beside the model; None is the original, which is only judged."""
     match stage:
+        case None if data is not None and data.is_unlabeled:
+            return ["one image"]
         case None:
             return ["test images with labels"]
         case Prune(importance="taylor" | "fisher"):

@@ -12,6 +12,7 @@ from torch import nn
 
 from slimdown.bench import check_untouched, time_artifacts
 from slimdown.core import (
+    Accuracy,
     Artifact,
     Context,
     Json,
@@ -53,7 +54,7 @@ class Made:
     key: str
     module: nn.Module
     step: Step
-    score: Score
+    score: Score | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,7 @@ class Run:
 
     def measure_in_torch(self, made: Made) -> Measurement:
         """The torch module's accuracy; its speed is measured where it is deployed."""
-        accuracy = measure_accuracy(made.score, baseline=self._baseline())
-        return Measurement(step=made.step.name, runtime="torch", accuracy=accuracy)
+        return Measurement(step=made.step.name, runtime="torch", accuracy=self._compare(made.score))
 
     def measure_on(
         self, target: Target, branch: Sequence[Made], settings: MeasureSettings
@@ -180,13 +180,10 @@ class Run:
             folder.finish()
         artifact = folder.load_record("artifact.json", Artifact)
         check_untouched(artifact.under(self.folder))
-        accuracy = measure_accuracy(
-            folder.load_score(), baseline=self._baseline(), reference=made.score
-        )
         return Measurement(
             step=name,
             runtime=target.name,
-            accuracy=accuracy,
+            accuracy=self._compare(folder.load_score(), reference=made.score),
             size_bytes=artifact.size_bytes,
             artifact=artifact,
         )
@@ -212,7 +209,7 @@ class Run:
         *,
         kind: str,
         parent: str | None,
-        score: Score,
+        score: Score | None,
         settings: Json | None = None,
         facts: Json | None = None,
         seconds: float | None = None,
@@ -231,8 +228,12 @@ class Run:
         folder.save_record("step.json", step)
         folder.finish()
 
-    def _baseline(self) -> Score:
-        return StepFolder(self.folder / ORIGINAL, key="").load_score()
+    def _compare(self, score: Score | None, *, reference: Score | None = None) -> Accuracy | None:
+        """A score beside that of the original; None where the task does not judge."""
+        if score is None:
+            return None
+        baseline = StepFolder(self.folder / ORIGINAL, key="").load_score()
+        return measure_accuracy(score, baseline=baseline, reference=reference)
 
 
 def _describe_data(task: Task) -> Json:

@@ -83,8 +83,10 @@ def fingerprint_task(task: Task) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_score(score: Score) -> str:
+def fingerprint_score(score: Score | None) -> str:
     """Hash what was found of each sample, or the score itself where that is all there is."""
+    if score is None:
+        return "none"
     parts = [array.tobytes() for array in (score.outcomes, score.predictions) if array is not None]
     told = f"{score.metric} {score.value!r} {score.num_samples}".encode()
     return hashlib.sha256(b"".join([told, *parts])).hexdigest()
@@ -159,24 +161,30 @@ class StepFolder:
         """Load what `save_tensors` saved."""
         return load_file(self._whole(f"{name}.safetensors"))
 
-    def save_score(self, score: Score) -> None:
-        """Save a score with its outcome and prediction of each sample."""
-        arrays: dict[str, Any] = {
-            "metric": np.array(score.metric),
-            "value": np.array(score.value),
-            "num_samples": np.array(score.num_samples),
-            "outcomes": score.outcomes,
-            "predictions": score.predictions,
-        }
+    def save_score(self, score: Score | None) -> None:
+        """Save a score with its outcome and prediction of each sample; None is an empty archive."""
+        arrays: dict[str, Any] = (
+            {}
+            if score is None
+            else {
+                "metric": np.array(score.metric),
+                "value": np.array(score.value),
+                "num_samples": np.array(score.num_samples),
+                "outcomes": score.outcomes,
+                "predictions": score.predictions,
+            }
+        )
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer, **{name: array for name, array in arrays.items() if array is not None}
         )
         write_bytes(self.path / "score.npz", buffer.getvalue())
 
-    def load_score(self) -> Score:
+    def load_score(self) -> Score | None:
         """Load what `save_score` saved."""
         with np.load(self._whole("score.npz"), allow_pickle=False) as arrays:
+            if "metric" not in arrays:
+                return None
             return Score(
                 metric=str(arrays["metric"]),
                 value=float(arrays["value"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,9 @@ from typer.testing import Result
 
 from slimdown import DataSource, ModelSource, Quantize, Recipe
 from slimdown.cli.quantize import describe_data
+from slimdown.errors import Interrupted, MissingExtra
 from slimdown.recipe import load_recipe
+from slimdown.report import read_results
 
 Slimdown = Callable[..., Result]
 FAST = ("-s", "measure={num_samples: 3, num_warmup: 1, memory: false}")
@@ -99,15 +103,18 @@ def test_data_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "parts" / "train" / "cat", 1)
     write_images(tmp_path / "classes" / "cat", 1)
+    write_images(tmp_path / "classes" / "dog", 1)
+    write_images(tmp_path / "unlabeled" / "monday", 1)
     (tmp_path / "arrays").mkdir()
     (tmp_path / "arrays" / "test.npz").touch()
     both = {"calibration_from_test": True}
     assert describe_data("digits") == {"kind": "digits"}
     assert describe_data("parts") == {"kind": "folder", "root": "parts", **both}
     assert describe_data("classes") == {"kind": "folder", "test": "classes", **both}
+    assert describe_data("unlabeled") == {"kind": "folder", "train": "unlabeled"}
     assert describe_data("arrays") == {"kind": "npz", "root": "arrays", **both}
     assert describe_data("some.npz") == {"kind": "npz", "test": "some.npz", **both}
-    write_images(tmp_path / "digits" / "cat", 1)
+    write_images(tmp_path / "digits", 1)
     assert describe_data("digits")["kind"] == "folder"  # the user's own come first
 
 
@@ -130,7 +137,7 @@ def test_data_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["--weights", "none.safetensors"], 5, "there is no weights file"),
         (["--data", "nowhere"], 5, "there is no folder"),
         (["--data", "nowhere.npz"], 5, "there is no file"),
-        (["--data", "empty"], 5, "empty has neither test/ nor val/"),
+        (["--data", "empty"], 5, "empty holds no images"),
     ],
     ids=str,
 )
@@ -167,6 +174,29 @@ def test_layers_that_do_not_exist_are_2(slimdown: Slimdown, recipe: Path) -> Non
     assert "quantize.exclude matches no layer: 'zzz'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MissingExtra("openvino", "openvino"), 4), (Interrupted("stopped before 01-quantize"), 130)],
+    ids=["extra", "interrupted"],
+)
+def test_errors_of_the_run_have_their_exit_codes(
+    slimdown: Slimdown,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        assert not options["stop_requested"]()
+        raise error
+
+    monkeypatch.setattr("slimdown.cli.app.run_recipe", fail)
+    result = slimdown("quantize", "net.py:build", "--data", "digits")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert str(error) in result.stderr
+
+
 # -------------------------------------------------------------------------------------- true runs
 
 
@@ -191,6 +221,47 @@ def test_a_run_is_that_of_its_recipe(slimdown: Slimdown, recipe: Path, tmp_path:
     again = slimdown("run", "elsewhere/printed.yaml", "--out", "mine")
     assert again.exit_code == 0, again.output
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("DONE")} == made
+
+
+def test_class_folders_calibrate_and_judge(slimdown: Slimdown, recipe: Path) -> None:
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(recipe.parent / "images" / name, 10, seed=seed)
+    net = (recipe.parent / "net.py").read_text()
+    (recipe.parent / "net.py").write_text(
+        net.replace("Conv2d(1,", "Conv2d(3,").replace("16, 10", "16, 2")
+    )
+    options = ("--data", "images", "--num-images", 12, *FAST)
+    result = slimdown("quantize", "net.py:build", *options)
+    assert result.exit_code == 0, result.output
+    found = read_results(recipe.parent / "runs" / "build-int8").measurements[-1].accuracy
+    assert found is not None
+    assert (found.metric, found.num_samples) == ("top1", 8)
+    assert "12 of 20 test images calibrate and are not judged on" in result.stderr
+
+
+def test_images_without_labels_give_no_accuracy(slimdown: Slimdown, recipe: Path) -> None:
+    write_images(recipe.parent / "images", 20)
+    net = (recipe.parent / "net.py").read_text()
+    (recipe.parent / "net.py").write_text(net.replace("Conv2d(1,", "Conv2d(3,"))
+    command = ("quantize", "net.py:build", "--data", "images", *FAST)
+    planned = slimdown(*command, "--dry-run")
+    assert "test images" not in planned.stdout
+    result = slimdown(*command)
+    assert result.exit_code == 0, result.output
+    assert "no accuracy is judged" in result.stderr
+    assert re.search(r"accuracy +not measured +not measured", result.stdout)
+    run = recipe.parent / "runs" / "build-int8"
+    report = read_results(run)
+    assert [each.accuracy for each in report.measurements] == [None] * 4
+    assert report.measurements[-1].latency is not None
+    assert report.steps[-1].facts["num_calibration_images"] == 20
+    assert not list(run.rglob("labels.json"))
+
+    made = {path: path.stat().st_mtime_ns for path in run.rglob("DONE")}
+    again = slimdown(*command, "-s", "budget.max_drop=1")
+    assert again.exit_code == 3  # a promise that nobody checked
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("DONE")} == made
+    assert slimdown("bench", run).exit_code == 3
 
 
 def test_a_budget_that_is_missed_is_3_and_still_tells_the_recipe(

@@ -50,6 +50,21 @@ def test_the_digits_need_nothing() -> None:
     assert load_task(DataSource(kind="digits", flip=True)).flip
 
 
+def test_images_without_labels_calibrate_and_do_not_judge(image_folder: Path) -> None:
+    source = DataSource(kind="folder", train=image_folder / "train", calibration=8)
+    with pytest.warns(DataWarning, match="no accuracy is judged"):
+        task = load_task(source)
+    assert task.train is not None
+    assert (len(task.train), len(task.calibration)) == (20, 8)
+    assert (task.test, task.validation, task.validate) == (None, None, None)
+    assert all(batch.targets is None for batch in task.train_batches(0))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 7))
+    check_model(model, task)  # how many classes there are is not known
+    assert task.score(model) is None
+    (first, *_) = task.calibration_batches()
+    torch.testing.assert_close(task.example_input, first[:1])
+
+
 def test_streamed_and_cached_tasks_are_equal(source: DataSource) -> None:
     cached, streamed = load_task(source), load_task(source, max_cached_bytes=1000)
     assert isinstance(cached.test.images, CachedImages)

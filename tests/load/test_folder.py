@@ -86,6 +86,18 @@ def test_training_images_need_no_labels(image_folder: Path, tmp_path: Path) -> N
     assert len(data.train.images) == 20
 
 
+def test_nothing_is_judged_where_no_image_has_a_label(image_folder: Path, tmp_path: Path) -> None:
+    data = read_folder(DataSource(kind="folder", train=image_folder / "train"))
+    assert data.test is None
+    assert data.train is not None
+    assert data.train.labels is None
+    assert len(data.train.images) == 20
+    assert data.classes == ()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="empty holds no images"):
+        read_folder(DataSource(kind="folder", train=tmp_path / "empty"))
+
+
 def test_tells_of_images_beside_the_class_folders(
     image_folder: Path, write_images: Callable[..., None]
 ) -> None:

@@ -65,8 +65,8 @@ def test_refuses_unknown_keys_and_wrong_types(values: dict[str, Any]) -> None:
         ({"num_workers": 0}, "num_workers"),
         ({"labels": ("a", "b")}, "labels names the classes of an npz"),
         ({"root": Path("x")}, "needs no path, got root"),
-        ({"kind": "folder"}, "needs root, or train and test, or test, got none"),
-        ({"kind": "folder", "train": Path("x")}, "got train"),
+        ({"kind": "folder"}, "needs root, or train and test, or test, or train, got none"),
+        ({"kind": "npz", "train": Path("x")}, "got train"),
         ({"kind": "torchvision", "root": Path("x")}, "needs root and name, got root"),
     ],
 )

@@ -142,8 +142,8 @@ def quantize(
     data: Annotated[
         str,
         typer.Option(
-            help="A folder of train/<class>/… and test/<class>/…, or of <class>/… alone; an .npz; "
-            "or: digits."
+            help="A folder: train/<class>/… and test/<class>/…, or <class>/… alone, or images "
+            "without labels. Or an .npz, or: digits."
         ),
     ],
     weights: Weights = None,

@@ -61,7 +61,8 @@ def quantize_document(
 def describe_data(data: str) -> Json:
     """What `--data` names, as the recipe's `data`: a folder, an archive, or the digits.
 
-    Where there are only images with labels, some of them calibrate and the others judge.
+    Where there are only test images, some of them calibrate and the others judge; where no image
+    has a label, all calibrate and nothing is judged.
     """
     path = Path(data)
     if data == "digits" and not path.exists():
@@ -71,7 +72,8 @@ def describe_data(data: str) -> Json:
         return {"kind": "npz", "test": data, **both}
     if (path / "test.npz").is_file():
         return {"kind": "npz", "root": data, **both}
-    return {"kind": "folder", find_layout(path): data, **both}
+    layout = find_layout(path)
+    return {"kind": "folder", layout: data, **({} if layout == "train" else both)}
 
 
 def _name(model: str, precision: str) -> str:

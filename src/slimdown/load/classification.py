@@ -32,8 +32,10 @@ class ClassificationTask:
     validation: Samples | None
     """Training images that are held out; None where none are, or where they have no labels."""
     calibration: Samples
-    test: Samples
+    test: Samples | None
+    """None where no image has a label: nothing is judged."""
     labels: tuple[str, ...]
+    """The classes; none are known where nothing is judged."""
     preprocess: Preprocess
     batch_size: int
     flip: bool
@@ -51,9 +53,12 @@ class ClassificationTask:
 
     @property
     def example_input(self) -> Tensor:
-        """The first test image that can be read, (1, C, H, W) float32."""
-        one_by_one = in_order(self.test, batch_size=1)
-        return next(iter(ImageBatches(self.test, one_by_one, self.preprocess))).inputs
+        """The first test image that can be read, (1, C, H, W) float32; one to calibrate with where
+        there are no test images.
+        """
+        samples = self.calibration if self.test is None else self.test
+        one_by_one = in_order(samples, batch_size=1)
+        return next(iter(ImageBatches(samples, one_by_one, self.preprocess))).inputs
 
     def train_batches(self, epoch: int) -> Batches:
         """One epoch of shuffled batches, in an order of torch's seed and of `epoch` alone.
@@ -80,9 +85,9 @@ class ClassificationTask:
         """Cross-entropy of logits (N, K) and labels (N,), or class probabilities (N, K)."""
         return F.cross_entropy(as_logits(outputs), batch.targets)
 
-    def score(self, predict: Predict) -> Score:
-        """Top-1 accuracy on the test images."""
-        return self._score(predict, self.test)
+    def score(self, predict: Predict) -> Score | None:
+        """Top-1 accuracy on the test images; None where there are none."""
+        return None if self.test is None else self._score(predict, self.test)
 
     @property
     def validate(self) -> Callable[[Predict], Score] | None:

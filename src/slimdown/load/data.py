@@ -19,7 +19,7 @@ from slimdown.load.folder import read_folder
 from slimdown.load.images import DataWarning, Images, StreamedImages, cache, judge_broken
 from slimdown.load.npz import read_npz
 from slimdown.load.preprocess import is_gray
-from slimdown.load.raw import RawData, RawSet, probe
+from slimdown.load.raw import RawData, RawSet
 from slimdown.load.source import DataSource
 from slimdown.load.split import Split, split_samples
 from slimdown.load.torchvision_set import read_torchvision
@@ -104,7 +104,7 @@ def _all_of(images: Images, labels: torch.Tensor | None) -> Samples:
 
 
 def _note_gray(raw: RawData, preprocess: Preprocess) -> list[str]:
-    probed = probe((raw.train or raw.test).images)
+    probed = raw.probe()
     if preprocess.channels == "L" or not probed or not all(map(is_gray, probed)):
         return []
     return [

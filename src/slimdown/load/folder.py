@@ -24,6 +24,8 @@ def read_folder(source: DataSource) -> RawData:
 
     Hidden files and files that are no images are passed over; images lie at any depth.
     """
+    if source.is_unlabeled:
+        return _read_unlabeled(source)
     train_path, validation_path, test_path = _find_parts(source)
     classes = _class_names(test_path)
     if not classes:
@@ -44,13 +46,27 @@ def read_folder(source: DataSource) -> RawData:
     )
 
 
-def find_layout(path: Path) -> Literal["root", "test"]:
-    """Which of data's paths a folder is: the `root` of several parts, or class folders to judge on.
+def find_layout(path: Path) -> Literal["root", "train", "test"]:
+    """Which of data's paths a folder is: the `root` of several parts, a `test` of class folders, or
+    images without labels to `train` on.
 
     One that does not exist is a `root`, and is refused when it is read.
     """
-    has_parts = any((path / part).is_dir() for part in PARTS)
-    return "test" if path.is_dir() and not has_parts and _class_names(path) else "root"
+    if not path.is_dir() or any((path / part).is_dir() for part in PARTS):
+        return "root"
+    return "test" if len(_class_names(path)) > 1 else "train"
+
+
+def _read_unlabeled(source: DataSource) -> RawData:
+    assert source.train is not None
+    train = _read_images(_need(source.train))
+    return RawData(
+        train=train,
+        test=None,
+        classes=(),
+        preprocess=default_preprocess(probe(train.images), gray=False),
+        notes=("there are no test images with labels, so no accuracy is judged",),
+    )
 
 
 def _find_parts(source: DataSource) -> tuple[Path | None, Path | None, Path]:
@@ -81,10 +97,7 @@ def _read_train(path: Path, classes: tuple[str, ...], test_path: Path) -> RawSet
     """Labeled by class folders that are those of the test set, or images without labels."""
     own = _class_names(path)
     if not own:
-        paths = sorted(_find_images(path))
-        if not paths:
-            raise BadInput(f"{path} holds no images ({', '.join(SUFFIXES)}): {LAYOUT}")
-        return RawSet(ImageFiles(paths), labels=None)
+        return _read_images(path)
     if own != classes:
         raise BadInput(
             f"{path} and {test_path} must have the same class folders with images; only in the "
@@ -92,6 +105,14 @@ def _read_train(path: Path, classes: tuple[str, ...], test_path: Path) -> RawSet
             f"{sorted(set(classes) - set(own))}"
         )
     return _read_part(path, classes)
+
+
+def _read_images(path: Path) -> RawSet:
+    """Images without labels, at any depth."""
+    paths = sorted(_find_images(path))
+    if not paths:
+        raise BadInput(f"{path} holds no images ({', '.join(SUFFIXES)}): {LAYOUT}")
+    return RawSet(ImageFiles(paths), labels=None)
 
 
 def _read_part(path: Path, classes: tuple[str, ...]) -> RawSet:

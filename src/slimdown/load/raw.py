@@ -145,7 +145,8 @@ class RawData:
     """What a reader found, with what it knows of such data."""
 
     train: RawSet | None
-    test: RawSet
+    test: RawSet | None
+    """None where the images have no labels to judge by; there are no classes then."""
     validation: RawSet | None = None
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -154,13 +155,20 @@ class RawData:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2:
+        assert self.train is not None or self.test is not None
+        if self.test is not None and len(self.classes) < 2:
             raise BadInput(
                 f"a classification needs at least two classes, found {list(self.classes)}"
             )
         for part in (self.train, self.validation, self.test):
             if part is not None and part.labels is not None:
                 _check_labels(part, len(self.classes))
+
+    def probe(self) -> list[Image.Image]:
+        """Open a few images of the first part that there is."""
+        first = self.train or self.test
+        assert first is not None
+        return probe(first.images)
 
 
 def probe(images: RawImages) -> list[Image.Image]:

@@ -59,7 +59,8 @@ class DataSource:
     """The folder with train/<class>/… and test/<class>/… (or val/…), with train.npz and test.npz,
     or the one that torchvision was given."""
     train: Path | None = None
-    """Instead of `root`: the training folder or archive; its images need no labels."""
+    """Instead of `root`: the training folder or archive; its images need no labels. Of a folder
+    without `test`, labels are not read, and nothing is judged."""
     test: Path | None = None
     """Instead of `root`: the folder or archive of labeled images to judge on."""
     name: str | None = None
@@ -110,12 +111,18 @@ class DataSource:
         if self.labels is not None and self.kind != "npz":
             raise RecipeError(f"data.labels names the classes of an npz, not of a {self.kind}")
 
+    @property
+    def is_unlabeled(self) -> bool:
+        """Whether there are only images without labels, so that nothing is judged."""
+        return self.train is not None and self.test is None
+
     def _check_places(self) -> None:
         """Each kind takes the paths that it reads, and no others."""
         in_files = [("root",), ("train", "test"), ("test",)]
+        unlabeled = ("train",)
         allowed: dict[str, list[tuple[str, ...]]] = {
             "digits": [()],
-            "folder": in_files,
+            "folder": [*in_files, unlabeled],
             "npz": in_files,
             "torchvision": [("root", "name")],
         }

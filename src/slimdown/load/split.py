@@ -22,19 +22,19 @@ class Split:
     train: Samples | None
     validation: Samples | None
     calibration: Samples
-    test: Samples
+    test: Samples | None
     notes: tuple[str, ...] = ()
 
 
 def split_samples(samples: Mapping[str, Samples], source: DataSource) -> Split:
-    """Split what a reader found: "test", and "train" and "validation" where there are any."""
+    """Split what a reader found: "train" or "test" or both, and "validation" where there is one."""
     if "train" in samples:
-        return split_train(samples["train"], samples.get("validation"), samples["test"], source)
+        return split_train(samples["train"], samples.get("validation"), samples.get("test"), source)
     return split_test(samples["test"], source)
 
 
 def split_train(
-    train: Samples, validation: Samples | None, test: Samples, source: DataSource
+    train: Samples, validation: Samples | None, test: Samples | None, source: DataSource
 ) -> Split:
     """Hold out validation images where there are none yet, and choose calibration images.
 
@@ -43,7 +43,7 @@ def split_train(
     if validation is None:
         train, validation = _hold_out(train, source)
     chosen = _choose(train, source.calibration, seed=source.seed)
-    calibration = without_copies(chosen, test)
+    calibration = chosen if test is None else without_copies(chosen, test)
     if not len(calibration):
         raise BadInput(
             "no image is left for calibration: all that were chosen are test images too, so the "

@@ -23,7 +23,7 @@ def write_artifact(target: str, model: ModelProto, task: Task, folder: Path) -> 
     if isinstance(preprocess, Preprocess):
         contents["preprocess.json"] = _to_json(asdict(preprocess))
     labels = getattr(task, "labels", None)
-    if labels is not None:
+    if labels is not None and len(labels):
         contents["labels.json"] = _to_json([str(label) for label in labels])
     for name, content in contents.items():
         write_bytes(folder / name, content)
