@@ -43,6 +43,13 @@ def quantize_with_ort(
     )
 
 
+def quantize_dynamically(plain: Path, path: Path, *, signed: bool = True) -> None:
+    """`quantize_dynamic` with its defaults, or with unsigned weights."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(plain, path, weight_type=QuantType.QInt8 if signed else QuantType.QUInt8)
+
+
 def quantize_with_nncf(plain: Path, path: Path, images: Tensor) -> None:
     """NNCF's `quantize` with its preset "mixed" and all of the images."""
     import nncf

@@ -99,6 +99,22 @@ def test_the_name_is_that_of_the_model(
     assert printed_recipe(result, tmp_path).name.endswith(name)
 
 
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ([], True),
+        (["--weights", "resnet18.pt"], False),
+        (["-s", "model.options.pretrained=true"], False),
+    ],
+)
+def test_random_weights_are_told(
+    slimdown: Slimdown, recipe: Path, options: list[str], is_told: bool
+) -> None:
+    arguments = ("quantize", "torchvision:resnet18", "--data", "digits", "--dry-run")
+    said = slimdown(*arguments, *options).stderr
+    assert ("torchvision:resnet18 has random weights" in said) == is_told
+
+
 def test_data_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "parts" / "train" / "cat", 1)

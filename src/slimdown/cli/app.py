@@ -17,7 +17,7 @@ from slimdown.bench import bench_run
 from slimdown.cli.endings import exit_codes, stopping_on_request
 from slimdown.cli.notices import telling_notices
 from slimdown.cli.progress import showing_progress
-from slimdown.cli.quantize import choices, quantize_document
+from slimdown.cli.quantize import choices, has_random_weights, quantize_document
 from slimdown.core import Report
 from slimdown.demo import run_demo
 from slimdown.doctor import examine, render_checkup
@@ -198,7 +198,15 @@ def quantize(
     )
     document = complete(document, _overrides(settings, seed), folder=Path.cwd())
     written = f"this command as a recipe:\n\n{write_document(document.values)}"
-    _run(make_recipe(document), folder, dry_run=dry_run, ending=written)
+    recipe = make_recipe(document)
+    if recipe.model is not None and has_random_weights(recipe.model):
+        err.print(
+            f"note: {model} has random weights: give --weights, or -s model.options.pretrained=true"
+            " for the official ones",
+            markup=False,
+            soft_wrap=True,
+        )
+    _run(recipe, folder, dry_run=dry_run, ending=written)
 
 
 @app.command()

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from slimdown.core import Json
+from slimdown.dry_run import FETCHING_OPTIONS, MADE_TO_COUNT
+from slimdown.load import ModelSource
 from slimdown.load.folder import find_layout
+from slimdown.load.reference import parse_reference
 from slimdown.quantize import Quantize
 from slimdown.recipe.document import Document, Keys
 
@@ -74,6 +77,12 @@ def describe_data(data: str) -> Json:
         return {"kind": "npz", "root": data, **both}
     layout = find_layout(path)
     return {"kind": "folder", layout: data, **({} if layout == "train" else both)}
+
+
+def has_random_weights(source: ModelSource) -> bool:
+    """Whether a library makes this model untrained, which is seldom meant."""
+    is_made = parse_reference(source.reference).origin in MADE_TO_COUNT
+    return is_made and source.weights is None and not FETCHING_OPTIONS & source.options.keys()
 
 
 def _name(model: str, precision: str) -> str:
