@@ -375,3 +375,17 @@ def test_a_quantized_model_is_trained_gently(tiny_net: nn.Module) -> None:
     ]
     assert rates[1] == rates[2] == pytest.approx(rates[0] / 20)
     assert rates[0] > 0
+
+
+def test_the_report_says_which_layers_run_in_int8_and_why_not(
+    tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    recipe = Recipe((slimdown.Quantize(exclude=("conv1",), effort="fast"),), measure=QUICK)
+    report = slimdown.compress(tiny_net, BrightnessTask(), recipe, folder=tmp_path)
+    before, after = (m.artifact for m in report.measurements if m.artifact is not None)
+    assert before.audit == ()
+    told = {layer.name: (layer.precision, layer.reason) for layer in after.audit}
+    int8 = dict.fromkeys(("stem", "conv2", "down", "head"), ("int8", None))
+    assert told == {**int8, "conv1": ("float32", "excluded by the recipe")}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["measurements"][-1]["artifact"]["audit"]) == 5

@@ -290,12 +290,26 @@ Verified: TypeAlias = Literal["executed", "simulated", "compiled", "exported"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerAudit:
+    """One layer of a quantized artifact, as its runtime really runs it."""
+
+    name: str
+    """The layer's path in the user's model; the node's name in the file where none is known."""
+    operator: Literal["conv", "matmul"]
+    precision: str
+    """"int8", "float32", …; "unknown" where the runtime's graph does not name the layer."""
+    reason: str | None
+    """Why it does not run in INT8; None where it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A deployable file (with its companions) of one target.
 
     `path` is the file that the runtime opens, `files` all that belong together, `sha256` the hash
     of their contents in that order, `size_bytes` their sum. `precision` is the lowest in use.
     `kernels` counts the compute kernels by precision as the runtime really runs them, where known.
+    `audit` tells it of each convolution and matrix product of an INT8 artifact; empty of others.
     """
 
     target: str
@@ -306,6 +320,7 @@ class Artifact:
     precision: Literal["float32", "float16", "bfloat16", "int8"]
     verified: Verified = "exported"
     kernels: dict[str, int] | None = None
+    audit: tuple[LayerAudit, ...] = ()
 
     def relative_to(self, folder: Path) -> Artifact:
         """This artifact with its paths told from `folder`, so that a run can be moved."""

@@ -44,6 +44,7 @@ from slimdown.store import (
     key_of,
     settings_of,
 )
+from slimdown.targets.audit import name_reasons
 from slimdown.version import __version__
 
 
@@ -133,9 +134,11 @@ class Run:
     ) -> list[Measurement]:
         """Deploy each step of a target's way, judge it there, and time all of them interleaved."""
         rows: list[Measurement] = []
+        kept_float: dict[str, str] = {}
         for index, made in enumerate(branch):
             self.context.show(Progress(f"deploy on {target.name}", index, len(branch)))
-            rows.append(self._deploy(target, made))
+            kept_float |= made.step.facts.get("kept_float") or {}
+            rows.append(self._deploy(target, made, kept_float))
         self.context.show(Progress(f"deploy on {target.name}", len(branch), len(branch)))
         hashes = [row.artifact.sha256 for row in rows if row.artifact is not None]
         environment = describe_environment()
@@ -165,8 +168,11 @@ class Run:
             "environment.json", Json
         )
 
-    def _deploy(self, target: Target, made: Made) -> Measurement:
-        """Export a step's module, load the artifact again and judge it as the module was judged."""
+    def _deploy(self, target: Target, made: Made, kept_float: Mapping[str, str]) -> Measurement:
+        """Export a step's module, load the artifact again and judge it as the module was judged.
+
+        `kept_float` says why quantization left a layer in float: layer -> why.
+        """
         name = made.step.name
         folder = self._open(
             f"deploy/{target.name}/{name}",
@@ -174,6 +180,7 @@ class Run:
         )
         if not folder.is_done:
             artifact = target.export(made.module, self.task, folder.path)
+            artifact = replace(artifact, audit=name_reasons(artifact.audit, kept_float))
             predict = target.load(artifact, num_threads=torch.get_num_threads())
             folder.save_score(self.task.score(predict))
             folder.save_record("artifact.json", artifact.relative_to(self.folder))

@@ -12,6 +12,7 @@ from slimdown.core import (
     Artifact,
     Json,
     Latency,
+    LayerAudit,
     Measurement,
     Report,
     Step,
@@ -202,8 +203,20 @@ def _deployed(
             precision=precision,  # type: ignore[arg-type]
             verified="executed",
             kernels={"int8": 30, "float32": 1} if precision == "int8" else {"float32": 32},
+            audit=_audit() if precision == "int8" else (),
         ),
     )
+
+
+def _audit() -> tuple[LayerAudit, ...]:
+    convs = (
+        LayerAudit(name=name, operator="conv", precision="int8", reason=None)
+        for name in LAYERS[:-1]
+    )
+    last = LayerAudit(
+        name=LAYERS[-1], operator="matmul", precision="float32", reason="excluded by the recipe"
+    )
+    return (*convs, last)
 
 
 def _accuracy(value: float, change: float, agreement: float | None = None) -> Accuracy:

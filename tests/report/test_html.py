@@ -18,7 +18,7 @@ from slimdown.report.html import render_html
 
 VOID = {"meta", "br"}
 EVIL = """"'><script>alert(1)</script><img src=x onerror=alert(1)>]]>{{ 7*7 }}$x_1$"""
-KEPT_KEYS = {"runtime", "target", "limit", "step", "precision", "verified", "kind"}
+KEPT_KEYS = {"runtime", "target", "limit", "step", "precision", "verified", "kind", "operator"}
 
 
 class Page(HTMLParser):
@@ -233,3 +233,13 @@ def test_a_deep_network_keeps_the_page_small(report: Report) -> None:
 
 def test_the_same_report_gives_the_same_page(report: Report) -> None:
     assert render_html(report) == render_html(report)
+
+
+def test_the_audit_of_an_int8_artifact_is_a_table(report: Report) -> None:
+    page = render_html(report)
+    assert page.count("INT8 kernels: 31 of 32 layers") == 2  # one for each target
+    row = '<td><code>linear</code></td><td>matmul</td><td>float32</td><td class="text">excluded'
+    assert page.count(row) == 2
+    artifacts = [m.artifact and replace(m.artifact, audit=()) for m in report.measurements]
+    measurements = tuple(map(lambda m, a: replace(m, artifact=a), report.measurements, artifacts))
+    assert "INT8 kernels" not in render_html(replace(report, measurements=measurements))

@@ -38,4 +38,5 @@ def test_a_recipe_cannot_leave_its_code_block(report: Report, recipe: dict[str, 
 def test_the_verdict_is_told(report: Report) -> None:
     text = render_markdown(report)
     assert "**Budget not met.**" in text
+    assert "INT8 kernels: 31 of 32 layers." in text
     assert "✕ 302 kB is over the 300 kB allowed" in text

@@ -27,6 +27,7 @@ def test_before_after_steps_and_verdicts_are_shown(report: Report) -> None:
         "0.9 points lost (−1.8 … 0.0)",
         "6.6× smaller",
         "3 Quantize",
+        "INT8 kernels: 31 of 32 layers",
         "budget not met",
         "openvino: 1.8 is over the 1.5 points allowed",
     ):

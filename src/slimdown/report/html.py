@@ -18,7 +18,7 @@ from markupsafe import Markup
 from slimdown.core import Json, Report, Step
 from slimdown.report import charts, formats
 from slimdown.report.compare import Comparison, compare_targets, deployed_targets, label_step
-from slimdown.report.summary import describe_conditions, describe_run
+from slimdown.report.summary import describe_audit, describe_conditions, describe_run
 
 _VERIFIED = {
     "executed": "running it here",
@@ -170,6 +170,7 @@ def _environment() -> Environment:
         "verdict": formats.describe_verdict,
         "verified": _VERIFIED.__getitem__,
         "conditions": describe_conditions,
+        "audit": describe_audit,
     }
     return environment
 

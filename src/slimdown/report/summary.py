@@ -106,6 +106,15 @@ def describe_conditions(comparison: Comparison) -> str:
     return f"{said}, timed in turns: batch {latency.batch_size}, {threads}."
 
 
+def describe_audit(row: Row) -> str | None:
+    """How many layers run in INT8: "INT8 kernels: 52 of 54 layers"; None for a float artifact."""
+    artifact = row.measured.artifact
+    if artifact is None or not artifact.audit:
+        return None
+    num_int8 = sum(layer.precision == "int8" for layer in artifact.audit)
+    return f"INT8 kernels: {num_int8} of {len(artifact.audit)} layers"
+
+
 def _score(row: Row) -> str:
     if row.score is None:
         return NOT_MEASURED

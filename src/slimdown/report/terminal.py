@@ -12,7 +12,7 @@ from rich.text import Text
 from slimdown.core import Report, Verdict
 from slimdown.report import formats
 from slimdown.report.compare import Comparison, compare_targets
-from slimdown.report.summary import describe_conditions, summarize
+from slimdown.report.summary import describe_audit, describe_conditions, summarize
 
 
 def render_terminal(report: Report) -> RenderableType:
@@ -23,7 +23,9 @@ def render_terminal(report: Report) -> RenderableType:
     parts: list[RenderableType] = []
     for comparison in compare_targets(report):
         parts += [Text(comparison.runtime, style="bold"), Text(describe_conditions(comparison))]
-        parts += [_before_after(comparison), _steps(comparison), Text()]
+        parts += [_before_after(comparison), _steps(comparison)]
+        parts += [Text(said) for said in [describe_audit(comparison.after)] if said]
+        parts += [Text()]
     parts += list(_budget(report))
     return Group(*parts)
 

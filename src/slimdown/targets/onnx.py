@@ -26,6 +26,7 @@ from slimdown.targets.onnx_passes import (
     drop_weight_zero_points_,
     fence_float_layers_,
     fold_quantized_weights_,
+    name_layers_,
     quantize_biases_,
     strip_,
 )
@@ -65,6 +66,7 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
 
     _check_size(model)
     proto = _export(model, example_input)
+    name_layers_(proto)
     fold_quantized_weights_(proto)
     if dialect.int32_biases:
         quantize_biases_(proto)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +13,34 @@ from slimdown.version import __version__
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+CONVS = frozenset({"Conv", "ConvTranspose"})
+PRODUCTS = CONVS | {"Gemm", "MatMul"}
+
+
+def name_layers_(model: ModelProto) -> None:
+    """Name convolutions and products after the modules that they were in: "layer1.0.conv1".
+
+    A module that computes several of them shares its path among them: "attn.matmul", "attn.linear".
+    What else the exporter wrote for the same operator is named after it: "fc1/Add".
+    """
+    scopes = [_scope_of(node) for node in model.graph.node]
+    layers = {
+        scope
+        for node, scope in zip(model.graph.node, scopes, strict=True)
+        if node.op_type in PRODUCTS and scope is not None
+    }
+    num_layers = Counter(path for path, _, _ in layers)
+    taken: Counter[str] = Counter()
+    for node, scope in zip(model.graph.node, scopes, strict=True):
+        if scope is None or scope not in layers:
+            continue
+        path, operator, is_layer = scope
+        name = path if is_layer and num_layers[path] == 1 else f"{path}.{operator}".lstrip(".")
+        if node.op_type not in PRODUCTS:
+            name = f"{name}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}/{taken[name]}"
 
 
 def fold_quantized_weights_(model: ModelProto) -> None:
@@ -157,6 +187,16 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return next((found.i for found in node.attribute if found.name == name), default)
+
+
+def _scope_of(node: NodeProto) -> tuple[str, str, bool] | None:
+    """The path of the module that a node was in, its operator, and whether that has weights."""
+    told = {each.key: each.value for each in node.metadata_props}
+    names = ast.literal_eval(told.get("pkg.torch.onnx.name_scopes", "[]"))
+    kinds = ast.literal_eval(told.get("pkg.torch.onnx.class_hierarchy", "[]"))
+    if len(names) < 2 or not kinds:
+        return None
+    return names[-2], names[-1], kinds[-1].startswith(("aten.conv", "aten.linear"))
 
 
 def _scale_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from slimdown.core import Artifact, Predict, Task
 from slimdown.targets.artifact import write_artifact
+from slimdown.targets.audit import Kernel, audit_layers, layer_behind
 from slimdown.targets.onnx import INPUT, Dialect, to_onnx
+from slimdown.targets.onnx_passes import producers
 
 if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
     from onnxruntime import InferenceSession, SessionOptions
 
 _ERROR = 3  # of ONNX Runtime's log levels
@@ -47,7 +51,13 @@ class OnnxRuntime:
         proto = to_onnx(model, task.example_input, DIALECT)
         artifact = write_artifact(self.name, proto, task, folder)
         self.load(artifact)(task.example_input)
-        return replace(artifact, verified="executed", kernels=count_kernels(artifact.path))
+        graph = _optimized(artifact.path)
+        return replace(
+            artifact,
+            verified="executed",
+            kernels=count_kernels(graph),
+            audit=audit_layers(proto, find_kernels(graph, proto.graph)),
+        )
 
     def load(self, artifact: Artifact, *, num_threads: int = 1) -> Predict:
         return _Predictor(_open(artifact.path, num_threads))
@@ -65,8 +75,23 @@ class _Predictor:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def count_kernels(path: Path) -> dict[str, int]:
-    """How many kernels compute in which precision, in the graph the runtime makes of a file."""
+def count_kernels(graph: GraphProto) -> dict[str, int]:
+    """How many kernels compute in which precision, in the graph the runtime made of a file."""
+    return dict(sorted(Counter(precision for _, precision in _computing(graph)).items()))
+
+
+def find_kernels(graph: GraphProto, source: GraphProto) -> list[Kernel]:
+    """The kernels that multiply, in the graph the runtime made of `source`."""
+    writers = producers(source)
+    return [
+        Kernel(names=(_source_name(node, writers),), precision=precision)
+        for node, precision in _computing(graph)
+        if node.op_type not in ELEMENTWISE
+    ]
+
+
+def _optimized(path: Path) -> GraphProto:
+    """The graph that the runtime makes of a file."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -74,14 +99,23 @@ def count_kernels(path: Path) -> dict[str, int]:
         options = _options(num_threads=1)
         options.optimized_model_filepath = str(optimized)
         _start(path, options)
-        graph = onnx.load(optimized).graph
+        return onnx.load(optimized).graph
+
+
+def _computing(graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:
+    """The kernels that do arithmetic, and in which precision."""
     halves = {constant.name for constant in graph.initializer if constant.data_type == FLOAT16}
-    found: Counter[str] = Counter()
     for node in graph.node:
         if node.op_type in KERNELS:
-            precision = KERNELS[node.op_type]
-            found["float16" if halves.intersection(node.input) else precision] += 1
-    return dict(sorted(found.items()))
+            yield node, "float16" if halves.intersection(node.input) else KERNELS[node.op_type]
+
+
+def _source_name(node: NodeProto, writers: Mapping[str, NodeProto]) -> str:
+    """The name of the layer in the file: kernels of the blocked layout are named after values."""
+    name = str(node.name)
+    if not name.endswith(BLOCKED):
+        return name
+    return layer_behind(name.removesuffix(BLOCKED), writers) or name
 
 
 # The kernels that do a network's arithmetic, and the precision in which ONNX Runtime does it. Those
@@ -94,6 +128,8 @@ KERNELS = {
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), "int8"),
     **dict.fromkeys(("QLinearAdd", "QLinearMul"), "int8"),
 }
+ELEMENTWISE = frozenset({"Add", "Mul", "QLinearAdd", "QLinearMul"})
+BLOCKED = "_nchwc"
 
 
 def _open(path: Path, num_threads: int) -> InferenceSession:

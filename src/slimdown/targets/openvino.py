@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 from slimdown.core import Artifact, Predict, Task
 from slimdown.errors import MissingExtra
 from slimdown.targets.artifact import write_artifact
+from slimdown.targets.audit import Kernel, audit_layers, layer_behind
 from slimdown.targets.onnx import Dialect, to_onnx
+from slimdown.targets.onnx_passes import producers
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 DIALECT = Dialect(int32_biases=False, weight_zero_points=False, fences=False, least_channels=1)
 
@@ -46,7 +52,12 @@ class OpenVino:
         artifact = write_artifact(self.name, proto, task, folder)
         compiled = _compile(artifact.path, num_threads=1)
         _Predictor(compiled.create_infer_request())(task.example_input)
-        return replace(artifact, verified="executed", kernels=count_kernels(compiled))
+        return replace(
+            artifact,
+            verified="executed",
+            kernels=count_kernels(compiled),
+            audit=audit_layers(proto, find_kernels(compiled, proto.graph)),
+        )
 
     def load(self, artifact: Artifact, *, num_threads: int = 1) -> Predict:
         return _Predictor(_compile(artifact.path, num_threads).create_infer_request())
@@ -68,17 +79,37 @@ class _Predictor:
 
 def count_kernels(compiled: Any) -> dict[str, int]:
     """How many kernels compute in which precision, in the graph that the runtime made."""
-    found: Counter[str] = Counter()
+    found = (p for kind, p, _ in _describe_kernels(compiled) if kind in MULTIPLYING | {"Eltwise"})
+    return dict(sorted(Counter(found).items()))
+
+
+def find_kernels(compiled: Any, source: GraphProto) -> list[Kernel]:
+    """The kernels that multiply, in the graph that the runtime made of `source`."""
+    writers = producers(source)
+    # The runtime names a kernel that writes an output of the network after that.
+    last = {output.name: layer_behind(output.name, writers) for output in source.output}
+    return [
+        Kernel(names=tuple(last.get(name) or name for name in names), precision=precision)
+        for kind, precision, names in _describe_kernels(compiled)
+        if kind in MULTIPLYING or kind in FUSED
+    ]
+
+
+def _describe_kernels(compiled: Any) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Of each kernel its kind, its precision where that is one of ours, and its nodes' names."""
+    keys = ("layerType", "runtimePrecision", "originalLayersNames")
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
-        kind, precision = (facts[key].astype(str) for key in ("layerType", "runtimePrecision"))
-        if kind in COMPUTING and precision in PRECISIONS:
-            found[PRECISIONS[precision]] += 1
-    return dict(sorted(found.items()))
+        kind, precision, names = (facts[key].astype(str) for key in keys)
+        if precision in PRECISIONS:
+            yield kind, PRECISIONS[precision], tuple(names.split(","))
 
 
-COMPUTING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Eltwise"})
+MULTIPLYING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 """The kinds of kernels that do a network's arithmetic; sums are mostly fused into those."""
+
+FUSED = frozenset({"Subgraph", "ScaledDotProductAttention"})
+"""The kinds that hold several operators, products perhaps among them."""
 
 PRECISIONS = {
     "u8": "int8",
