@@ -56,6 +56,22 @@ def test_doctor(slimdown: Slimdown) -> None:
     assert "onnxruntime" in result.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["--keep-slower"]])
+def test_keep_slower_is_an_override_of_the_recipe(
+    slimdown: Slimdown, recipe: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    taken = []
+
+    def stop(chosen: Any, **rest: Any) -> None:
+        taken.append(chosen)
+        raise Interrupted
+
+    monkeypatch.setattr("slimdown.cli.app.run_recipe", stop)
+    slimdown("run", recipe, *options)
+    assert taken == [load_recipe(recipe, ["keep_slower=true"] if options else [])]
+    assert taken[0].keep_slower is bool(options)
+
+
 # ---------------------------------------------------------------------------------- exit codes
 
 

@@ -6,9 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from slimdown.core import Report
+from slimdown.core import Measurement, Report
 from slimdown.report.compare import compare_targets
-from slimdown.report.summary import describe_run, summarize
+from slimdown.report.html import render_html
+from slimdown.report.markdown import render_markdown
+from slimdown.report.summary import describe_faster_float, describe_run, summarize
+
+
+def with_medians(report: Report, medians: dict[str, float | None]) -> Report:
+    """The report as if ONNX Runtime had taken these milliseconds, None for not timed."""
+
+    def change(measured: Measurement) -> Measurement:
+        if measured.runtime != "onnxruntime" or measured.step not in medians:
+            return measured
+        median = medians[measured.step]
+        assert measured.latency is not None
+        latency = None if median is None else replace(measured.latency, median_ms=median)
+        return replace(measured, latency=latency)
+
+    return replace(report, measurements=tuple(map(change, report.measurements)))
 
 
 def test_the_result_is_compared_within_its_own_runtime(report: Report) -> None:
@@ -55,3 +71,55 @@ def test_a_run_is_described_in_a_line(report: Report) -> None:
         "prune → distill → quantize", "AMD EPYC 9655 96-Core Processor", "2026-11-24",
     ]  # fmt: skip
     assert describe_run(replace(report, environment={}, steps=report.steps[:1])) == []
+
+
+FLOAT, INT8 = "02-distill", "03-quantize-onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("float_ms", "int8_ms", "is_told"),
+    [(1.0, 0.9, False), (1.0, 1.0, True), (1.0, 1.5, True), (None, 1.5, False), (1.0, None, False)],
+)
+def test_the_float_file_is_offered_where_int8_is_not_faster(
+    report: Report, float_ms: float | None, int8_ms: float | None, is_told: bool
+) -> None:
+    # The original and the pruned model are slower than either: they are not what is offered.
+    slow = with_medians(report, {FLOAT: float_ms, INT8: int8_ms, "00-original": 9.0})
+    onnxruntime, openvino = compare_targets(slow)
+    assert openvino.faster_float is None  # 0.71 ms after 1.22 ms
+    faster = onnxruntime.faster_float
+    assert (faster is not None) == is_told
+    assert faster is None or faster.step.name == FLOAT
+
+
+def test_the_faster_file_is_named_on_every_page_and_silenced_by_the_recipe(report: Report) -> None:
+    slow = with_medians(report, {FLOAT: 1.0, INT8: 1.5})
+    said = describe_faster_float(compare_targets(slow)[0])
+    assert said == (
+        "INT8 is not faster here: 1.50 ms, and 1.00 ms in float after 2 Distill; "
+        "the faster file: deploy/onnxruntime/02-distill/model.onnx"
+    )
+    assert said in render_html(slow)
+    assert f"**{said}**" in render_markdown(slow)
+    kept = replace(slow, recipe={**slow.recipe, "keep_slower": True})
+    assert compare_targets(kept)[0].faster_float is None
+    assert "not faster" not in render_html(kept) + render_markdown(kept)
+
+
+def test_int8_that_was_trained_on_is_held_against_the_float_before_it(report: Report) -> None:
+    """Quantize, then distill: two INT8 files in a row, and the float one before both."""
+    slow = with_medians(report, {"01-prune": 1.0, FLOAT: 0.5, INT8: 1.5})
+    rows = tuple(
+        replace(m, artifact=m.artifact and replace(m.artifact, precision="int8"))
+        if m.step == FLOAT
+        else m
+        for m in slow.measurements
+    )
+    faster = compare_targets(replace(slow, measurements=rows))[0].faster_float
+    assert faster is not None
+    assert faster.step.name == "01-prune"
+
+
+def test_a_float_result_is_never_held_against_itself(report: Report) -> None:
+    steps = tuple(m for m in report.measurements if not m.step.startswith("03-quantize"))
+    assert all(c.faster_float is None for c in compare_targets(replace(report, measurements=steps)))

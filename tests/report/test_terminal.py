@@ -50,3 +50,17 @@ def test_names_are_no_markup(report: Report) -> None:
 def test_a_budget_that_is_met_is_said_so(report: Report) -> None:
     met = tuple(replace(verdict, met=True) for verdict in report.verdicts)
     assert "✓ budget met" in show(replace(report, verdicts=met))
+
+
+def test_the_faster_file_is_offered_where_int8_is_slower(report: Report) -> None:
+    assert "not faster" not in show(report)
+    slow = tuple(
+        replace(m, latency=m.latency and replace(m.latency, median_ms=5.0))
+        if m.step.startswith("03")
+        else m
+        for m in report.measurements
+    )
+    shown = show(replace(report, measurements=slow), width=200)
+    assert "5.00 ms, and 1.4" in shown
+    assert "the faster file: deploy/onnxruntime/02-distill/model.onnx" in shown
+    assert "the faster file: deploy/openvino/02-distill/model.xml" in shown

@@ -81,6 +81,10 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and what it needs; touch nothing.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seeds every step.")]
+KeepSlower = Annotated[
+    bool,
+    typer.Option("--keep-slower", help="Take INT8 also where it is slower; say nothing of it."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
@@ -128,12 +132,13 @@ def run(
     folder: OutFolder = None,
     dry_run: DryRun = False,
     seed: Seed = None,
+    keep_slower: KeepSlower = False,
 ) -> None:
     """Run a recipe, or go on where it was stopped. A model given as MODULE:FACTORY runs that code.
 
     Ctrl-C stops at the next clean point; the same command goes on from there.
     """
-    _run(load_recipe(recipe, _overrides(settings, seed)), folder, dry_run=dry_run)
+    _run(load_recipe(recipe, _overrides(settings, seed, keep_slower)), folder, dry_run=dry_run)
 
 
 @app.command()
@@ -174,6 +179,7 @@ def quantize(
     folder: OutFolder = None,
     dry_run: DryRun = False,
     seed: Seed = None,
+    keep_slower: KeepSlower = False,
 ) -> None:
     """Quantize a model, deploy and measure it: a recipe of one stage, which is printed at the end.
 
@@ -196,7 +202,7 @@ def quantize(
             "profile": profile,
         },
     )
-    document = complete(document, _overrides(settings, seed), folder=Path.cwd())
+    document = complete(document, _overrides(settings, seed, keep_slower), folder=Path.cwd())
     written = f"this command as a recipe:\n\n{write_document(document.values)}"
     recipe = make_recipe(document)
     if recipe.model is not None and has_random_weights(recipe.model):
@@ -257,8 +263,9 @@ def _show(report: Report, folder: Path) -> None:
     out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _overrides(settings: list[str] | None, seed: int | None) -> list[str]:
-    return [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
+def _overrides(settings: list[str] | None, seed: int | None, keep_slower: bool) -> list[str]:
+    overrides = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
+    return [*overrides, "keep_slower=true"] if keep_slower else overrides
 
 
 def _run(recipe: Recipe, folder: Path | None, *, dry_run: bool, ending: str = "") -> None:

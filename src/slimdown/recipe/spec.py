@@ -54,6 +54,8 @@ class Recipe:
     """What each deployed result must keep to, against the model that went in."""
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     """How latency and memory are measured."""
+    keep_slower: bool = False
+    """Take an INT8 artifact that is not faster than the float one before it, and say nothing."""
     seed: int = 0
     """Seeds every step; equal seeds give equal results on the CPU."""
     schema_version: Literal[1] = 1

@@ -47,6 +47,8 @@ class Comparison:
     rows: tuple[Row, ...]
     verdicts: Mapping[str, Verdict | None]
     """By limit; None where the budget sets no such limit."""
+    keeps_slower: bool = False
+    """Whether the recipe takes an INT8 artifact also where it is slower."""
 
     @property
     def before(self) -> Row:
@@ -55,6 +57,18 @@ class Comparison:
     @property
     def after(self) -> Row:
         return self.rows[-1]
+
+    @property
+    def faster_float(self) -> Row | None:
+        """The float artifact before the INT8 one that ends the run, where INT8 is not faster.
+
+        None where it is, where either was not timed, and where the recipe takes the slower one.
+        """
+        floats = [row for row in self.rows if not _is_int8(row)]
+        if self.keeps_slower or not floats or not _is_int8(self.after):
+            return None
+        before, after = floats[-1].median_ms, self.after.median_ms
+        return None if before is None or after is None or after < before else floats[-1]
 
     @property
     def metric(self) -> str:
@@ -92,6 +106,7 @@ def _compare(report: Report, runtime: str) -> Comparison:
         version=versions[0] if versions else runtime,
         rows=rows,
         verdicts={limit: verdicts.get(limit) for limit in ("max_drop", "min_speedup", "max_size")},
+        keeps_slower=bool(report.recipe.get("keep_slower")),
     )
 
 
@@ -106,6 +121,11 @@ def _row(report: Report, measured: Measurement, first: Measurement) -> Row:
         speedup=_ratio(_median(first), _median(measured)),
         shrinkage=_ratio(first.size_bytes, measured.size_bytes),
     )
+
+
+def _is_int8(row: Row) -> bool:
+    artifact = row.measured.artifact
+    return artifact is not None and artifact.precision == "int8"
 
 
 def _change(measured: Measurement | None) -> float | None:

@@ -18,7 +18,12 @@ from markupsafe import Markup
 from slimdown.core import Json, Report, Step
 from slimdown.report import charts, formats
 from slimdown.report.compare import Comparison, compare_targets, deployed_targets, label_step
-from slimdown.report.summary import describe_audit, describe_conditions, describe_run
+from slimdown.report.summary import (
+    describe_audit,
+    describe_conditions,
+    describe_faster_float,
+    describe_run,
+)
 
 _VERIFIED = {
     "executed": "running it here",
@@ -171,6 +176,7 @@ def _environment() -> Environment:
         "verified": _VERIFIED.__getitem__,
         "conditions": describe_conditions,
         "audit": describe_audit,
+        "faster_float": describe_faster_float,
     }
     return environment
 

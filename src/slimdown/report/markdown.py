@@ -10,7 +10,13 @@ import yaml
 from slimdown.core import Report
 from slimdown.report import formats
 from slimdown.report.compare import Comparison, Row, compare_targets
-from slimdown.report.summary import describe_audit, describe_conditions, describe_run, summarize
+from slimdown.report.summary import (
+    describe_audit,
+    describe_conditions,
+    describe_faster_float,
+    describe_run,
+    summarize,
+)
 
 
 def render_markdown(report: Report) -> str:
@@ -21,8 +27,10 @@ def render_markdown(report: Report) -> str:
     for comparison in compare_targets(report):
         lines += [f"## {escape(comparison.runtime)}", "", escape(describe_conditions(comparison))]
         lines += ["", *_before_after(comparison), "", *_steps(comparison), ""]
-        if (said := describe_audit(comparison.after)) is not None:
-            lines += [f"{said}.", ""]
+        if (audit := describe_audit(comparison.after)) is not None:
+            lines += [f"{audit}.", ""]
+        if (slower := describe_faster_float(comparison)) is not None:
+            lines += [f"**{escape(slower)}**", ""]
     recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
     pairs = formats.describe_pairs(report.environment)
     lines += ["## Recipe", "", *_code_block(recipe, "yaml"), ""]

@@ -115,6 +115,18 @@ def describe_audit(row: Row) -> str | None:
     return f"INT8 kernels: {num_int8} of {len(artifact.audit)} layers"
 
 
+def describe_faster_float(comparison: Comparison) -> str | None:
+    """That INT8 is not faster, and which file is; None where it is faster, or kept all the same."""
+    faster = comparison.faster_float
+    if faster is None or faster.measured.artifact is None:
+        return None
+    return (
+        f"INT8 is not faster here: {format_ms(comparison.after.median_ms)}, and "
+        f"{format_ms(faster.median_ms)} in float after {faster.label}; "
+        f"the faster file: {faster.measured.artifact.path.as_posix()}"
+    )
+
+
 def _score(row: Row) -> str:
     if row.score is None:
         return NOT_MEASURED

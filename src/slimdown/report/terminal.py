@@ -12,7 +12,12 @@ from rich.text import Text
 from slimdown.core import Report, Verdict
 from slimdown.report import formats
 from slimdown.report.compare import Comparison, compare_targets
-from slimdown.report.summary import describe_audit, describe_conditions, summarize
+from slimdown.report.summary import (
+    describe_audit,
+    describe_conditions,
+    describe_faster_float,
+    summarize,
+)
 
 
 def render_terminal(report: Report) -> RenderableType:
@@ -24,7 +29,10 @@ def render_terminal(report: Report) -> RenderableType:
     for comparison in compare_targets(report):
         parts += [Text(comparison.runtime, style="bold"), Text(describe_conditions(comparison))]
         parts += [_before_after(comparison), _steps(comparison)]
-        parts += [Text(said) for said in [describe_audit(comparison.after)] if said]
+        if (audit := describe_audit(comparison.after)) is not None:
+            parts += [Text(audit)]
+        if (slower := describe_faster_float(comparison)) is not None:
+            parts += [Text(f"✕ {slower}", style="bold yellow")]
         parts += [Text()]
     parts += list(_budget(report))
     return Group(*parts)
