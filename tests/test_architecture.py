@@ -15,8 +15,8 @@ ORDER = [
     ["capture"],
     ["prune"],
     ["sparsify"],
-    ["distill"],
     ["quantize"],
+    ["distill"],  # trains what quantize made, too
     ["targets"],
     ["measure"],
     ["report"],

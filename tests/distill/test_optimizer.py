@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from slimdown.distill.optimizer import learning_rate_at, make_optimizer
+from slimdown.distill.optimizer import (
+    SCALE_SHARE,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate_,
+    trained_by,
+)
 from slimdown.distill.settings import TrainSettings
 from slimdown.errors import BadInput
 
@@ -51,6 +57,22 @@ def test_norms_and_biases_do_not_decay(tiny_net: nn.Module, optimizer: str) -> N
         "head.weight",
     }
     assert len(others["params"]) + len(decaying["params"]) == len(names)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_scales_have_a_rate_of_their_own_and_do_not_decay(
+    tiny_net: nn.Module, optimizer: str
+) -> None:
+    settings = TrainSettings(optimizer=optimizer, weight_decay=0.1)  # type: ignore[arg-type]
+    # That of one channel in three says nothing: it holds zeros only.
+    scales = [torch.tensor(0.5), torch.tensor([0.001, 0.001, 1.0])]
+    made = make_optimizer(tiny_net, settings, scales=[s.requires_grad_() for s in scales])
+    set_learning_rate_(made, 1e-4)
+    assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0, 0, 0]
+    rates = [group["lr"] for group in made.param_groups]
+    shares = [0.5, 0.001] if optimizer == "adamw" else [1 / SCALE_SHARE] * 2
+    assert rates == pytest.approx([1e-4, 1e-4, *(1e-4 * SCALE_SHARE * share for share in shares)])
+    assert {id(s) for s in scales} < {id(t) for t in trained_by(made)}
 
 
 def test_frozen_parameters_are_left_out(tiny_net: nn.Module) -> None:

@@ -94,6 +94,65 @@ def test_gradient_per_channel_follows_each_channel_s_own_range() -> None:
     assert x.grad[:, 0].tolist() == [0.0, 1.0, 1.0]
 
 
+def straight_through(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    """Fake quantization for autograd, which takes the rounding for an added constant."""
+    ratio = x / scale
+    rounded = ratio + (ratio.round() - ratio).detach()
+    return ((rounded + zero_point).clamp(quant_min, quant_max) - zero_point) * scale
+
+
+def test_gradient_of_one_scale_is_that_of_learned_step_sizes() -> None:
+    x, incoming = 8 * torch.randn(4, 3, 9), torch.randn(4, 3, 9)
+    quantizer = per_tensor()
+    quantizer.scale.requires_grad_()
+    values = x.clone().requires_grad_()
+    quantizer(values).backward(incoming)
+
+    exact, scale = x.double().requires_grad_(), quantizer.scale.detach().double().requires_grad_()
+    straight_through(exact, scale, quantizer.zero_point, 0, 255).backward(incoming.double())
+    assert values.grad is not None
+    assert exact.grad is not None
+    assert scale.grad is not None
+    assert 0 < (exact.grad == 0).sum() < x.numel()  # clipped on both sides, and not
+    torch.testing.assert_close(values.grad.double(), exact.grad)
+    expected = scale.grad / (27 * 255) ** 0.5  # an image has 27 values
+    torch.testing.assert_close(quantizer.scale.grad.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradient_of_scales_per_channel_is_that_of_learned_step_sizes(axis: int) -> None:
+    x, incoming = 2 * torch.randn(3, 3, 9), torch.randn(3, 3, 9)
+    quantizer = per_channel(axis)
+    quantizer.scale.requires_grad_()
+    values = x.clone().requires_grad_()
+    quantizer(values).backward(incoming)
+
+    exact, scale = x.double().requires_grad_(), quantizer.scale.detach().double().requires_grad_()
+    along = scale.view([3 if dim == axis else 1 for dim in range(3)])
+    straight_through(exact, along, torch.tensor(0), -128, 127).backward(incoming.double())
+    assert values.grad is not None
+    assert exact.grad is not None
+    assert scale.grad is not None
+    torch.testing.assert_close(values.grad.double(), exact.grad)
+    expected = scale.grad / (27 * 127) ** 0.5  # a channel has 27 values
+    torch.testing.assert_close(quantizer.scale.grad.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_a_scale_has_a_gradient_only_where_it_is_wanted() -> None:
+    x = torch.randn(3, 3, 9)
+    for quantizer in (per_tensor(), per_channel(axis=0)):
+        gradients = []
+        for wanted in (False, True):
+            quantizer.scale.requires_grad_(wanted)
+            values = x.clone().requires_grad_()
+            quantizer(values).sum().backward()
+            gradients.append(values.grad)
+            assert (quantizer.scale.grad is not None) == wanted
+        assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_keeps_the_type_of_its_input_but_computes_in_float32(dtype: torch.dtype) -> None:
     x = torch.randn(100).to(dtype)
@@ -104,6 +163,10 @@ def test_keeps_the_type_of_its_input_but_computes_in_float32(dtype: torch.dtype)
 def test_operators_pass_torch_s_own_checks() -> None:
     x = torch.randn(2, 3, 4, requires_grad=True)
     tensor, channel = per_tensor(), per_channel(axis=1)
+    torch.library.opcheck(PER_TENSOR, (x, tensor.scale, tensor.zero_point, 0, 255))
+    torch.library.opcheck(PER_CHANNEL, (x, channel.scale, channel.zero_point, 1, -128, 127))
+    for quantizer in (tensor, channel):
+        quantizer.scale.requires_grad_()
     torch.library.opcheck(PER_TENSOR, (x, tensor.scale, tensor.zero_point, 0, 255))
     torch.library.opcheck(PER_CHANNEL, (x, channel.scale, channel.zero_point, 1, -128, 127))
 

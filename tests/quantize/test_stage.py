@@ -20,6 +20,7 @@ from slimdown.quantize import (
     HalfPrecision,
     Quantize,
 )
+from slimdown.quantize.grids import round_biases_
 from slimdown.quantize.placement import Placement, activation_quantizer, weight_quantizer
 from slimdown.targets import find_target
 
@@ -93,6 +94,26 @@ def test_biases_are_whole_steps_of_input_scale_times_weight_scale(
         steps = steps * weight_quantizer(result.model, layer).scale.double()
         levels = bias / steps
         assert torch.allclose(levels, levels.round(), atol=1e-2)
+
+
+def test_a_bias_that_outgrew_int32_gets_the_least_scale_it_fits_with(
+    tiny_net: nn.Module, toy_task: Any
+) -> None:
+    quantized = Quantize()(tiny_net, toy_task).model
+    assert isinstance(quantized, GraphModule)
+    before = copy.deepcopy(quantized.state_dict())
+    with torch.no_grad():
+        quantized.get_parameter("conv1.bias")[5] = 1e9
+    round_biases_(quantized)
+    changed = {
+        name: torch.ne(tensor, before[name]).nonzero().flatten().tolist()
+        for name, tensor in quantized.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert changed == {"conv1.bias": [5], "weight_quantizers.conv2d_2.scale": [5]}
+    scale = quantized.get_buffer("weight_quantizers.conv2d_2.scale")[5]
+    step = quantized.get_buffer("activation_quantizers.relu.scale") * scale
+    assert float(1e9 / step) == pytest.approx(2**30, rel=1e-5)
 
 
 def test_activations_are_unsigned_with_one_grid_a_tensor(

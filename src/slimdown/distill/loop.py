@@ -34,6 +34,7 @@ from slimdown.distill.optimizer import (
     learning_rate_at,
     make_optimizer,
     set_learning_rate_,
+    trained_by,
 )
 from slimdown.distill.randomness import (
     borrowed_randomness,
@@ -41,6 +42,7 @@ from slimdown.distill.randomness import (
     seed_everything,
     set_random_state,
 )
+from slimdown.distill.scales import Scales, free_scales_, settle_
 from slimdown.distill.settings import TrainSettings
 from slimdown.distill.state import EpochRecord, TrainState
 from slimdown.distill.zeros import Zeros, find_zeros, gradients_of, grow_zeros, set_zero_
@@ -85,10 +87,11 @@ def train(
         objective=make_objective(task, settings, teacher=teacher, device=device),
         device=device,
         zeros=_choose_zeros(model, task, settings),
+        scales=free_scales_(model) if settings.learn_scales else Scales(),
     )
     state = TrainState(
         model=model,
-        optimizer=make_optimizer(model, settings),
+        optimizer=make_optimizer(model, settings, scales=loop.scales.find(model)),
         average=None if settings.ema is None else clone_tensors(tensors_of(model)),
     )
     checkpoint = context.load_checkpoint()
@@ -115,6 +118,7 @@ class _Loop:
     objective: Objective
     device: torch.device
     zeros: Zeros
+    scales: Scales
 
     def run_epoch_(self, state: TrainState) -> None:
         """Do the steps of the epoch that are not done yet, then record and save it."""
@@ -161,7 +165,7 @@ class _Loop:
         zeros = self.zeros.find(state.model)
         gradients = gradients_of(state.model, zeros)
         set_zero_(gradients, {name: zeros[name] for name in gradients})
-        trained = [p for p in state.model.parameters() if p.grad is not None]
+        trained = [p for p in trained_by(state.optimizer) if p.grad is not None]
         norm = get_total_norm(p.grad for p in trained if p.grad is not None)
         # Before the optimizer's step, so that the weights are still good.
         if not (isfinite(float(terms.loss.detach())) and isfinite(float(norm))):
@@ -171,6 +175,7 @@ class _Loop:
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         set_zero_(tensors_of(state.model), zeros)  # momentum would move them on
+        self.scales.keep_positive_(state.model)
         self.zeros.grow_(state.model, step=step, num_steps=num_steps)
         if state.average is not None:
             assert self.settings.ema is not None
@@ -189,7 +194,7 @@ class _Loop:
 
     def _save(self, state: TrainState) -> None:
         """Keep a checkpoint, unless a finite gradient has led to weights that are not."""
-        if not all(bool(p.isfinite().all()) for p in state.model.parameters()):
+        if not all(bool(p.isfinite().all()) for p in trained_by(state.optimizer)):
             raise Diverged(self._describe_divergence(state))
         self.context.save_checkpoint(state.pack())
 
@@ -249,6 +254,7 @@ def _result(state: TrainState) -> nn.Module:
     if state.average is not None:
         copy_tensors_(model, state.average)
     set_mode_(model, training=False)
+    settle_(model)
     return model
 
 

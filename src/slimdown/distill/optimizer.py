@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import cos, pi
+from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from slimdown.distill.settings import DEFAULT_RATES, TrainSettings
 from slimdown.errors import BadInput
+from slimdown.quantize import is_fake_quantized
 
 QUANTIZED_SHARE = 0.05
 """Of the default rate, for a quantized student: with its batch norms folded, a ResNet-20 fell from
 91.5 to 15 points at AdamW's 0.002 and rose to 91.9 at 0.0001."""
+
+SCALE_SHARE = 50.0
+"""AdamW moves everything by its rate, whatever the gradient; a scale shall move by a share of its
+size, as a weight of 0.02 does. SGD needs no share: the gradient of a scale is made to fit."""
 
 
 def choose_rate(model: nn.Module, settings: TrainSettings) -> TrainSettings:
     """Fill in the learning rate where none is given."""
     if settings.learning_rate is not None:
         return settings
-    share = QUANTIZED_SHARE if _is_quantized(model) else 1.0
+    share = QUANTIZED_SHARE if is_fake_quantized(model) else 1.0
     return replace(settings, learning_rate=share * DEFAULT_RATES[settings.optimizer])
 
 
-def _is_quantized(model: nn.Module) -> bool:
-    """Whether there are fake quantizers in a model, as modules or as operators of its graphs.
-
-    Known by what they have, since this room is upstream of the one that makes them.
-    """
-    graphs = (module.graph for module in model.modules() if isinstance(module, GraphModule))
-    operators = (node.target for graph in graphs for node in graph.nodes)
-    return any(hasattr(module, "quant_min") for module in model.modules()) or any(
-        isinstance(operator, torch._ops.OpOverload) and operator.namespace == "slimdown"
-        for operator in operators
-    )
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: TrainSettings, *, scales: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, over the parameters that require a gradient.
 
-    Norms, biases and scales (all with at most one dimension) keep out of weight decay. Raises
-    BadInput where every parameter is frozen, or some are too coarse to be trained.
+    `scales` are those of quantizers that are trained too, each at a rate of its own. They, norms
+    and biases (all with at most one dimension) keep out of weight decay. Raises BadInput where
+    every parameter is frozen, or some are too coarse to be trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -55,9 +51,13 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
             "the model's parameters are in half precision, in which small steps are lost: distill "
             "before the model is made float16"
         )
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups += [
+        {"params": [scale], "weight_decay": 0.0, "share": _share_of(scale, settings)}
+        for scale in scales
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.peak_rate)
@@ -69,10 +69,16 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     )
 
 
+def _share_of(scale: Tensor, settings: TrainSettings) -> float:
+    """Of the learning rate, for the scales of one quantizer, (C,) or ()."""
+    # The median: a channel of zeros has a scale that says nothing.
+    return SCALE_SHARE * float(scale.detach().median()) if settings.optimizer == "adamw" else 1.0
+
+
 def set_learning_rate_(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` for every parameter from the next step on."""
+    """Use `rate` for every parameter, and its share for every scale, from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def learning_rate_at(step: int, *, num_steps: int, peak: float, warmup: float) -> float:
@@ -85,3 +91,8 @@ def learning_rate_at(step: int, *, num_steps: int, peak: float, warmup: float) -
     if step < num_warmup:
         return peak * (step + 1) / num_warmup
     return peak * 0.5 * (1 + cos(pi * (step - num_warmup) / (num_steps - num_warmup)))
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every tensor that the optimizer moves."""
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]

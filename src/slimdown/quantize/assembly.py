@@ -61,7 +61,7 @@ class Assembly:
         quantized = insert_quantizers(copy.deepcopy(reference), self.placement).eval()
         set_activation_grids_(quantized, self.placement, ranges, self.calibration)
         set_weight_grids_(quantized, self.placement)
-        round_biases_(quantized, self.placement)
+        round_biases_(quantized)
         return Network(
             reference=reference, quantized=quantized, ranges=ranges, num_images=num_images
         )

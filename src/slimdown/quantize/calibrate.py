@@ -164,8 +164,13 @@ def weight_scales(
     if scaling == "mse":
         scales = _least_squares_scales(rows, scales, quant_min, quant_max)
     if bias is not None:
-        scales = scales.maximum(bias.detach().double().abs() / (input_scale * 2.0**30))
+        scales = scales.maximum(least_scale(bias.detach().double(), input_scale))
     return torch.where(scales >= _SMALLEST_SCALE, scales, 1.0).float()
+
+
+def least_scale(bias: Tensor, input_scale: Tensor | float) -> Tensor:
+    """The smallest weight scales, (C_out,), with which a bias (C_out,) fits into int32."""
+    return bias.abs() / (input_scale * 2.0**30)
 
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # runtimes may flush what is smaller to zero

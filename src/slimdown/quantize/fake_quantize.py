@@ -2,11 +2,13 @@
 
 The two operators are opaque to torch.export, so that the graph that calibration fills and training
 tunes is, node by node, the graph that is deployed. The gradient is the straight-through estimator,
-zero where the value is clipped (Bengio 2013, arXiv:1308.3432; Jacob 2018, arXiv:1712.05877).
+zero where the value is clipped (Bengio 2013, arXiv:1308.3432; Jacob 2018, arXiv:1712.05877). A
+scale that requires one gets the gradient of learned step sizes (Esser 2020, arXiv:1902.08153).
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -58,6 +60,34 @@ def _along(x: Tensor, axis: int) -> list[int]:
     return [-1 if dim == axis % x.ndim else 1 for dim in range(x.ndim)]
 
 
+def gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `x` and, value by value, of its `scale`, both in the shape of `x`.
+
+    With r = x / s and a rounding whose slope is taken for 1, the rounded x, s (q - z), changes by
+
+        dx:  1 where round(r) + z is a level, 0 where it is clipped
+        ds:  round(r) - r where it is a level, quant_min - z below, quant_max - z above
+
+    Bengio 2013, arXiv:1308.3432, and Esser 2020, arXiv:1902.08153, equation 3, with a zero point.
+    """
+    ratio = x.float() / scale
+    levels = ratio.round().add_(zero_point)
+    inside = (levels >= quant_min) & (levels <= quant_max)
+    slope = levels.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
+    return grad * inside, slope.mul_(grad)
+
+
+def scale_gain(num_values: int, quant_max: int) -> float:
+    """What the gradient of a scale of `num_values` values is multiplied by.
+
+    So that a scale moves, for its size, about as much as the values do: without it by far more, as
+    all of them add to its gradient. Esser 2020, arXiv:1902.08153, section 2.2.
+    """
+    return 1 / sqrt(max(1, num_values * quant_max))
+
+
 def _gradient_within_range(
     grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
 ) -> Tensor:
@@ -70,20 +100,30 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.settings = inputs[3:]
 
 
-def _backward_per_tensor(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+def _backward_per_tensor(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
     x, scale, zero_point = ctx.saved_tensors
-    grad = _gradient_within_range(grad, x, scale, zero_point, *ctx.settings)
-    return grad, None, None, None, None
+    if not ctx.needs_input_grad[1]:
+        grad = _gradient_within_range(grad, x, scale, zero_point, *ctx.settings)
+        return grad, None, None, None, None
+    grad, slopes = gradients(grad, x, scale, zero_point, *ctx.settings)
+    # the values of one image, since a loss is a mean over images
+    gain = scale_gain(x[:1].numel() if x.ndim else 1, ctx.settings[1])
+    return grad, slopes.sum() * gain, None, None, None
 
 
-def _backward_per_channel(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+def _backward_per_channel(
+    ctx: Any, grad: Tensor
+) -> tuple[Tensor, Tensor | None, None, None, None, None]:
     x, scale, zero_point = ctx.saved_tensors
     axis, quant_min, quant_max = ctx.settings
     shape = _along(x, axis)
-    grad = _gradient_within_range(
-        grad, x, scale.view(shape), zero_point.view(shape), quant_min, quant_max
-    )
-    return grad, None, None, None, None, None
+    grids = scale.view(shape), zero_point.view(shape), quant_min, quant_max
+    if not ctx.needs_input_grad[1]:
+        return _gradient_within_range(grad, x, *grids), None, None, None, None, None
+    grad, slopes = gradients(grad, x, *grids)
+    slopes = slopes.movedim(axis, 0).flatten(1)  # (C, values of a channel)
+    gain = scale_gain(slopes.shape[1], quant_max)
+    return grad, slopes.sum(1) * gain, None, None, None, None
 
 
 PER_TENSOR = torch.ops.slimdown.fake_quantize_per_tensor.default

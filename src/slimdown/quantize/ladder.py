@@ -91,5 +91,5 @@ def _try(
         return network if rewritten is network.reference else assemble(rewritten)
     refined = copy.deepcopy(network.quantized)
     REFINEMENTS[name](refined, network.reference, placement, images, after=lambda: after(name))
-    round_biases_(refined, placement)
+    round_biases_(refined)
     return replace(network, quantized=refined)
