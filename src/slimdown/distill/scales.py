@@ -1,4 +1,4 @@
-"""Learned step sizes: training moves the scales of fake quantizers as it moves the weights.
+"""Learned step sizes: training moves the scales of coarse quantizers as it moves the weights.
 
 Esser 2020, arXiv:1902.08153. They stay the buffers that they are, under the same names, and zero
 points stay as they are. The gradient is that of `slimdown.quantize.fake_quantize`.
@@ -38,11 +38,15 @@ class Scales:
 
 
 def free_scales_(model: nn.Module) -> Scales:
-    """Let the scales of all fake quantizers have a gradient; they are where training begins."""
+    """Let the scales of fake quantizers with fewer than 8 bits have a gradient.
+
+    They are where training begins. A grid of 256 levels hardly clips and rounds little: what its
+    scale could gain is less than the noise of its gradient costs.
+    """
     quantizers = (FakeQuantizePerTensor, FakeQuantizePerChannel)
     least = {}
     for name, module in model.named_modules():
-        if isinstance(module, quantizers):
+        if isinstance(module, quantizers) and module.quant_max - module.quant_min < 255:
             module.scale.requires_grad_()
             least[f"{name}.scale".removeprefix(".")] = LEAST * module.scale.detach()
     return Scales(least=least)

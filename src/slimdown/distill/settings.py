@@ -47,7 +47,7 @@ class TrainSettings:
     amp: Amp = "auto"
     """Mixed precision in bfloat16; auto: on GPUs that have it."""
     learn_scales: bool = True
-    """Train the scales of a quantized model too (LSQ, arXiv:1902.08153); False: keep them."""
+    """Train the scales of quantizers with fewer than 8 bits too (LSQ, arXiv:1902.08153)."""
     sparsity: float | None = None
     """The share of each layer's weights that training sets to zero by and by, the least first, over
     the first half of its steps; None: it only keeps the zeros that are there."""
