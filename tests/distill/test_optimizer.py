@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from slimdown.distill.optimizer import (
-    SCALE_SHARE,
+    ACTIVATION_SCALE_SHARE,
+    WEIGHT_SCALE_SHARE,
     learning_rate_at,
     make_optimizer,
     set_learning_rate_,
@@ -70,8 +71,9 @@ def test_scales_have_a_rate_of_their_own_and_do_not_decay(
     set_learning_rate_(made, 1e-4)
     assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0, 0, 0]
     rates = [group["lr"] for group in made.param_groups]
-    shares = [0.5, 0.001] if optimizer == "adamw" else [1 / SCALE_SHARE] * 2
-    assert rates == pytest.approx([1e-4, 1e-4, *(1e-4 * SCALE_SHARE * share for share in shares)])
+    expected = [ACTIVATION_SCALE_SHARE * 0.5, WEIGHT_SCALE_SHARE * 0.001]
+    shares = expected if optimizer == "adamw" else [1, 1]
+    assert rates == pytest.approx([1e-4, 1e-4, *(1e-4 * share for share in shares)])
     assert {id(s) for s in scales} < {id(t) for t in trained_by(made)}
 
 
