@@ -23,6 +23,9 @@ Operand = Literal["int8 weight", "int8", "weight", "activation"]
 MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Max"})
 """Operators that leave a value on the grid it was on; a maximum is our own fence."""
 
+ON_LEVELS = frozenset({"Clip", "Cast"})
+"""Operators that levels of fewer than 8 bits meet."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
@@ -120,7 +123,7 @@ def _operand(name: str, writers: Mapping[str, NodeProto], constants: set[str]) -
     while (node := writers.get(name)) is not None:
         if node.op_type == "DequantizeLinear":
             is_levels = True
-        elif node.op_type not in MOVES and not (is_levels and node.op_type == "Clip"):
+        elif node.op_type not in MOVES and not (is_levels and node.op_type in ON_LEVELS):
             break
         name = node.input[0]
     if name in constants:

@@ -21,12 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from slimdown.capture import export_any_batch
 from slimdown.core import batch_device
 from slimdown.errors import BadInput, SlimdownError
-from slimdown.quantize import PER_CHANNEL, PER_TENSOR
+from slimdown.quantize import PER_CHANNEL, PER_TENSOR, FakeQuantizePerChannel
 from slimdown.targets.onnx_passes import (
     drop_weight_zero_points_,
     fence_float_layers_,
     fold_quantized_weights_,
     name_layers_,
+    pack_narrow_weights_,
     quantize_biases_,
     strip_,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 20
+OPSET_OF_INT4 = 21
 INPUT, OUTPUT = "input", "output"
 """The names in the file; a further output bears the name of the operator that computes it."""
 MAX_BYTES = 2**31 - 2**20
@@ -65,7 +67,8 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
     import onnx
 
     _check_size(model)
-    proto = _export(model, example_input)
+    opset = OPSET_OF_INT4 if _has_narrow_weights(model) else OPSET
+    proto = _export(model, example_input, opset)
     name_layers_(proto)
     fold_quantized_weights_(proto)
     if dialect.int32_biases:
@@ -75,6 +78,8 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
     widen_narrow_convs_(proto, width=dialect.least_channels)
     if dialect.fences:
         fence_float_layers_(proto)
+    if opset >= OPSET_OF_INT4:
+        pack_narrow_weights_(proto)
     strip_(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -96,7 +101,13 @@ def _check_size(model: nn.Module) -> None:
         )
 
 
-def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
+def _has_narrow_weights(model: nn.Module) -> bool:
+    """Whether a weight fits into 4 bits."""
+    weights = (each for each in model.modules() if isinstance(each, FakeQuantizePerChannel))
+    return any(each.quant_min >= -8 and each.quant_max <= 7 for each in weights)
+
+
+def _export(model: nn.Module, example_input: Tensor, opset: int) -> ModelProto:
     try:
         with _quiet():
             # The exporter takes attention apart, whose parts lie in memory as torch's own do only
@@ -106,11 +117,11 @@ def _export(model: nn.Module, example_input: Tensor) -> ModelProto:
             program = torch.onnx.export(
                 exported,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: "batch"},),
-                custom_translation_table=_translations(),
+                custom_translation_table=_translations(opset),
                 verbose=False,
             )
     except SlimdownError:
@@ -140,12 +151,12 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _translations() -> dict[Any, Callable[..., Any]]:
+def _translations(opset: int) -> dict[Any, Callable[..., Any]]:
     """How our operators are written in ONNX."""
     import onnxscript
     from onnx import helper
 
-    op: Any = onnxscript.opset20
+    op: Any = getattr(onnxscript, f"opset{opset}")
 
     def clip(levels: Any, quant_min: int, quant_max: int) -> Any:
         # On levels, not before them: a layer and the QuantizeLinear behind it stay one kernel.

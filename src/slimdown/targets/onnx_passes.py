@@ -104,6 +104,36 @@ def quantize_biases_(model: ModelProto) -> None:
     drop_unused_initializers_(model)
 
 
+def pack_narrow_weights_(model: ModelProto) -> None:
+    """Store weights that fit into 4 bits as int4, two in a byte, cast to int8 where they are read.
+
+    Runtimes fold the cast when they open the file, and take their INT8 kernels as before. Needs
+    opset 21.
+    """
+    import ml_dtypes
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    constants = initializers(graph)
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        weight = constants.get(node.input[0])
+        if weight is None or weight.data_type != TensorProto.INT8 or len(weight.dims) < 2:
+            continue
+        levels = numpy_helper.to_array(weight)
+        if levels.min() < -8 or levels.max() > 7:
+            continue
+        packed, name = f"{weight.name}_int4", f"{node.output[0]}_int8"
+        if packed not in initializers(graph):  # several layers may share a weight
+            tensor = numpy_helper.from_array(levels.astype(ml_dtypes.int4), packed)
+            graph.initializer.append(tensor)
+        unpack = helper.make_node(
+            "Cast", [packed], [name], name=f"node_{name}", to=TensorProto.INT8
+        )
+        graph.node.insert(list(graph.node).index(node), unpack)
+        node.input[0] = name
+    drop_unused_initializers_(model)
+
+
 def drop_weight_zero_points_(model: ModelProto) -> None:
     """Leave out the zero points of weights that are zero, which is what their absence means."""
     from onnx import numpy_helper
@@ -159,7 +189,7 @@ def precision_of(model: ModelProto) -> Literal["float32", "float16", "int8"]:
         for constant in model.graph.initializer
         if constant.data_type != TensorProto.INT8 or constant.name in read_as_levels
     }
-    if TensorProto.INT8 in types:
+    if types & {TensorProto.INT8, TensorProto.INT4}:
         return "int8"
     return "float16" if TensorProto.FLOAT16 in types else "float32"
 
