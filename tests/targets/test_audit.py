@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -226,31 +227,59 @@ def test_quantization_says_why_a_weight_stayed_float() -> None:
     assert reasons == ["excluded by the recipe", FLOAT_WEIGHT, TWO_ACTIVATIONS]
 
 
-def test_nodes_are_named_after_modules() -> None:
-    def made(operator: str, path: str, name: str, kind: str) -> Any:
+class Shared(nn.Module):
+    """(N, 3, 16, 16) -> (N, 4): a layer used twice, a functional one, and a whole encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.weight = nn.Linear(16, 16), nn.Parameter(torch.randn(4, 16))
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(self.twice(self.twice(x.mean(1)).relu()))
+        return F.linear(x.mean(1), self.weight)
+
+
+@pytest.mark.parametrize("target", RUNTIMES, indirect=True)
+def test_layers_bear_the_names_that_quantization_gives_them(
+    target: Target, toy_task: Any, tmp_path: Path
+) -> None:
+    stage = Quantize(exclude=("encoder.linear1", "*in_proj*"), effort="fast").for_target(target)
+    result = stage(Shared().eval(), toy_task)
+    audit = target.export(result.model, toy_task, tmp_path).audit
+    int8 = {layer.name.removesuffix("/2") for layer in audit if layer.precision == "int8"}
+    assert int8 == set(result.facts["quantized"])
+    assert {"twice", "weight", "encoder.self_attn.out_proj", "encoder.linear2"} == int8
+    why = {layer.name: layer.reason for layer in name_reasons(audit, result.facts["kept_float"])}
+    assert why["encoder.linear1"] == "excluded by the recipe"
+    assert why["encoder.self_attn.in_proj_weight"] == "excluded by the recipe"
+    assert why["twice/2"] is None
+
+
+def test_nodes_are_named_after_layers() -> None:
+    def made(operator: str, path: str, name: str) -> Any:
         node = helper.make_node(operator, ["x"], ["y"], name=f"node_{name}")
-        for key, value in (("name_scopes", ["", path, name]), ("class_hierarchy", ["Net", kind])):
-            entry = node.metadata_props.add()
-            entry.key, entry.value = f"pkg.torch.onnx.{key}", str(value)
+        entry = node.metadata_props.add()
+        entry.key, entry.value = "pkg.torch.onnx.name_scopes", str(["", path, name])
         return node
 
     nodes = [
-        made("Conv", "stem", "conv2d", "aten.conv2d.default"),
-        made("MatMul", "attn", "linear", "aten.linear.default"),
-        made("Add", "attn", "linear", "aten.linear.default"),
-        made("MatMul", "attn", "linear_1", "aten.linear.default"),
-        made("MatMul", "mix", "matmul", "aten.matmul.default"),
-        made("MatMul", "", "matmul_1", "aten.matmul.default"),
-        made("Relu", "stem", "relu", "aten.relu.default"),
+        made("Conv", "stem", "conv2d"),
+        made("MatMul", "attn", "linear"),
+        made("Add", "attn", "linear"),
+        made("MatMul", "attn", "linear_1"),
+        made("MatMul", "mix", "matmul"),
+        made("MatMul", "", "matmul_1"),
+        made("Relu", "stem", "relu"),
         helper.make_node("Conv", ["x"], ["y"], name="of_nobody"),
     ]
     model = helper.make_model(helper.make_graph(nodes, "graph", [], []))
-    name_layers_(model)
+    name_layers_(model, {"conv2d": "stem", "linear": "attn.qkv", "linear_1": "attn.qkv"})
     assert [node.name for node in model.graph.node] == [
         "stem",
-        "attn.linear",
-        "attn.linear/Add",
-        "attn.linear_1",
+        "attn.qkv",
+        "attn.qkv/Add",
+        "attn.qkv/2",
         "mix.matmul",
         "matmul_1",
         "node_relu",

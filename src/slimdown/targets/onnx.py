@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slimdown.capture import export_any_batch
@@ -23,6 +25,7 @@ from slimdown.core import batch_device
 from slimdown.errors import BadInput, SlimdownError
 from slimdown.quantize import PER_CHANNEL, PER_TENSOR, FakeQuantizePerChannel
 from slimdown.targets.onnx_passes import (
+    copy_shared_transposes_,
     drop_weight_zero_points_,
     fence_float_layers_,
     fold_quantized_weights_,
@@ -69,8 +72,8 @@ def to_onnx(model: nn.Module, example_input: Tensor, dialect: Dialect) -> ModelP
     _check_size(model)
     opset = OPSET_OF_INT4 if _has_narrow_weights(model) else OPSET
     proto = _export(model, example_input, opset)
-    name_layers_(proto)
     fold_quantized_weights_(proto)
+    copy_shared_transposes_(proto)
     if dialect.int32_biases:
         quantize_biases_(proto)
     if not dialect.weight_zero_points:
@@ -134,7 +137,26 @@ def _export(model: nn.Module, example_input: Tensor, opset: int) -> ModelProto:
             "x.flatten(1), and use operators that ONNX has"
         ) from error
     assert program is not None
-    return program.model_proto
+    assert program.exported_program is not None
+    proto = program.model_proto
+    name_layers_(proto, _layers_of(program.exported_program))
+    return proto
+
+
+def _layers_of(exported: ExportedProgram) -> dict[str, str]:
+    """Operators that have a stored weight -> what users call them: "linear_2" -> "fc1"."""
+    signature = exported.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    found = {}
+    for node in exported.graph.nodes:
+        if not str(node.target).startswith(("aten.conv", "aten.linear")):
+            continue
+        weight = node.args[1]
+        while weight.op == "call_function" and isinstance(weight.args[0], Node):  # quantizers
+            weight = weight.args[0]
+        if weight.name in stored:
+            found[node.name] = stored[weight.name].removesuffix(".weight")
+    return found
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,25 +20,22 @@ CONVS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = CONVS | {"Gemm", "MatMul"}
 
 
-def name_layers_(model: ModelProto) -> None:
-    """Name convolutions and products after the modules that they were in: "layer1.0.conv1".
+def name_layers_(model: ModelProto, layers: Mapping[str, str]) -> None:
+    """Name convolutions and products as users know them: "layer1.0.conv1", "attn.matmul".
 
-    A module that computes several of them shares its path among them: "attn.matmul", "attn.linear".
-    What else the exporter wrote for the same operator is named after it: "fc1/Add".
+    `layers` are the operators of the exported graph that have a weight, and what each is called;
+    others get the path of the module around and their own name. What else the exporter wrote for
+    the same operator is named after it: "fc1/Add". A layer that is used again: "conv/2".
     """
     scopes = [_scope_of(node) for node in model.graph.node]
-    layers = {
-        scope
-        for node, scope in zip(model.graph.node, scopes, strict=True)
-        if node.op_type in PRODUCTS and scope is not None
-    }
-    num_layers = Counter(path for path, _, _ in layers)
+    pairs = list(zip(model.graph.node, scopes, strict=True))
+    products = {scope for node, scope in pairs if node.op_type in PRODUCTS and scope is not None}
     taken: Counter[str] = Counter()
-    for node, scope in zip(model.graph.node, scopes, strict=True):
-        if scope is None or scope not in layers:
+    for node, scope in pairs:
+        if scope is None or scope not in products:
             continue
-        path, operator, is_layer = scope
-        name = path if is_layer and num_layers[path] == 1 else f"{path}.{operator}".lstrip(".")
+        path, operator = scope
+        name = layers.get(operator, f"{path}.{operator}".lstrip("."))
         if node.op_type not in PRODUCTS:
             name = f"{name}/{node.op_type}"
         taken[name] += 1
@@ -67,6 +66,30 @@ def fold_quantized_weights_(model: ModelProto) -> None:
             graph.initializer.append(numpy_helper.from_array(levels, node.output[0]))
         graph.node.remove(node)
     drop_unused_initializers_(model)
+
+
+def copy_shared_transposes_(model: ModelProto) -> None:
+    """Give each product that reads a transposed weight a Transpose of its own.
+
+    A linear that is used again shares it, and ONNX Runtime runs both uses in float then.
+    """
+    graph = model.graph
+    writers = producers(graph)
+    taken: set[str] = set()
+    for node in [node for node in graph.node if node.op_type == "MatMul"]:
+        transpose = writers.get(node.input[1])
+        if transpose is None or transpose.op_type != "Transpose":
+            continue
+        source = writers.get(transpose.input[0])
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        if node.input[1] not in taken:
+            taken.add(node.input[1])
+            continue
+        copied = copy.deepcopy(transpose)
+        copied.name, copied.output[0] = f"{node.name}/Transpose", f"{node.output[0]}_weight"
+        graph.node.insert(list(graph.node).index(node), copied)
+        node.input[1] = copied.output[0]
 
 
 def quantize_biases_(model: ModelProto) -> None:
@@ -219,14 +242,11 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
     return next((found.i for found in node.attribute if found.name == name), default)
 
 
-def _scope_of(node: NodeProto) -> tuple[str, str, bool] | None:
-    """The path of the module that a node was in, its operator, and whether that has weights."""
+def _scope_of(node: NodeProto) -> tuple[str, str] | None:
+    """The path of the module that a node was in, and its operator in the exported graph."""
     told = {each.key: each.value for each in node.metadata_props}
     names = ast.literal_eval(told.get("pkg.torch.onnx.name_scopes", "[]"))
-    kinds = ast.literal_eval(told.get("pkg.torch.onnx.class_hierarchy", "[]"))
-    if len(names) < 2 or not kinds:
-        return None
-    return names[-2], names[-1], kinds[-1].startswith(("aten.conv", "aten.linear"))
+    return (names[-2], names[-1]) if len(names) >= 2 else None
 
 
 def _scale_of(
