@@ -40,8 +40,7 @@ class Scales:
 def free_scales_(model: nn.Module) -> Scales:
     """Let the scales of fake quantizers with fewer than 8 bits have a gradient.
 
-    They are where training begins. A grid of 256 levels hardly clips and rounds little: what its
-    scale could gain is less than the noise of its gradient costs.
+    They are where training begins. On a ResNet-20 at W8A8 learned scales gained nothing (one seed).
     """
     quantizers = (FakeQuantizePerTensor, FakeQuantizePerChannel)
     least = {}
