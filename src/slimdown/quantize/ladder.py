@@ -22,6 +22,7 @@ from slimdown.quantize.judge import Judge
 from slimdown.quantize.placement import Placement
 from slimdown.quantize.refine.adaround import adaround_
 from slimdown.quantize.refine.bias_correction import correct_biases_
+from slimdown.quantize.refine.reconstruction import reconstruct_
 from slimdown.quantize.rewrites.equalization import equalize, smooth
 
 Effort: TypeAlias = Literal["fast", "balanced", "best"]
@@ -42,6 +43,7 @@ REWRITES: dict[str, Rewrite] = {
 REFINEMENTS: dict[str, Refinement] = {
     "bias_correction": correct_biases_,
     "adaround": adaround_,
+    "block_reconstruction": reconstruct_,
 }
 
 EFFORTS: dict[Effort, tuple[str, ...]] = {

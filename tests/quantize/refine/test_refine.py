@@ -16,7 +16,7 @@ from slimdown.quantize.fold import fold_batch_norms
 from slimdown.quantize.judge import Judge
 from slimdown.quantize.placement import Placement, label_of, plan_placement
 from slimdown.quantize.profiles import PROFILES
-from slimdown.quantize.refine import adaround_, correct_biases_
+from slimdown.quantize.refine import adaround_, correct_biases_, reconstruct_
 from slimdown.quantize.refine.bias_correction import certain_mean
 from slimdown.quantize.refine.layers import find_layers
 from slimdown.quantize.refine.rounding import Learning
@@ -55,7 +55,7 @@ def refined(network: Network, refine_: Any, *others: Any, **settings: Any) -> Gr
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("refine_", [adaround_, correct_biases_])
+@pytest.mark.parametrize("refine_", [adaround_, correct_biases_, reconstruct_])
 def test_the_output_comes_nearer_and_the_reference_stays(
     quantize: Callable[[int], Quantized], bits: int, refine_: Any
 ) -> None:

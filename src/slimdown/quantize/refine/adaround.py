@@ -44,15 +44,27 @@ def adaround_(
         with torch.no_grad():
             streams.step_reference(node)
         if node in layers:
-            layer, reader = layers[node], reader_of(node, layers[node].original)
-            rows = collect_rows(streams, node, reader, generator)
-            _round_(layer, reader, rows, learning, generator, after)
-            rounded = layer.quantizer(layer.weight).detach()
-            for values in streams.quantized.values:  # computed before the weight was changed
-                values[layer.weight_node] = rounded
+            round_layer_(layers[node], streams, learning, generator, after=after)
         with torch.no_grad():
             streams.step_quantized(node)
         after()
+
+
+def round_layer_(
+    layer: Layer,
+    streams: Streams,
+    learning: Learning,
+    generator: torch.Generator,
+    *,
+    after: Callable[[], None],
+) -> None:
+    """Round one layer's weight anew, between the steps of its twin and of itself."""
+    reader = reader_of(layer.node, layer.original)
+    rows = collect_rows(streams, layer.node, reader, generator)
+    _round_(layer, reader, rows, learning, generator, after)
+    rounded = layer.quantizer(layer.weight).detach()
+    for values in streams.quantized.values:  # computed before the weight was changed
+        values[layer.weight_node] = rounded
 
 
 @torch.no_grad()
@@ -107,15 +119,15 @@ def _round_(
     if unit == 0:
         return
 
-    def loss(weight: Tensor) -> Tensor:
+    def loss() -> Tensor:
         chosen = torch.randint(
             len(fitted), (min(learning.rows_a_step, len(fitted)),), generator=generator
         )
-        return error(weight, fitted[chosen.to(fitted.device)]) / unit
+        return error(rounding.soft(), fitted[chosen.to(fitted.device)]) / unit
 
     rounding = Rounding(layer.original, layer.quantizer)
     with torch.enable_grad():
-        learn_(rounding, loss, learning, after=after)
+        learn_([rounding], loss, learning, after=after)
     weight = min((rounding.hard(), nearest), key=lambda each: float(error(each, held_out)))
     with torch.no_grad():
         layer.weight.copy_(weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,26 +56,31 @@ class Rounding:
         return ((self.floor + up).clamp(self.low, self.high) * self.scale).detach()
 
     def undecided(self, power: float) -> Tensor:
-        """0 where all choices are made, 1 where none is; the mean over the weights, ()."""
-        return (1 - (2 * self.share() - 1).abs().pow(power))[self.is_free].sum() / len(
-            self.floor.flatten()
-        )
+        """0 where all choices are made, 1 where none is; added up over the weights, ()."""
+        return (1 - (2 * self.share() - 1).abs().pow(power))[self.is_free].sum()
 
 
 def learn_(
-    rounding: Rounding,
-    loss: Callable[[Tensor], Tensor],
+    roundings: Sequence[Rounding],
+    loss: Callable[[], Tensor],
     learning: Learning,
     *,
+    others: Sequence[Tensor] = (),
     after: Callable[[], None],
 ) -> None:
-    """Lower `loss` of the soft weight, ever more strongly pressed to decide."""
-    optimizer = torch.optim.Adam([rounding.logits], lr=learning.rate)
+    """Lower `loss` of the soft weights, ever more strongly pressed to decide.
+
+    `others` are leaves that are learned with the roundings.
+    """
+    optimizer = torch.optim.Adam([*(each.logits for each in roundings), *others], lr=learning.rate)
+    count = sum(each.floor.numel() for each in roundings)
     for step in range(learning.num_steps):
         progress = (step / learning.num_steps - WARM_UP) / (1 - WARM_UP)
-        total = loss(rounding.soft())
+        total = loss()
         if progress >= 0:
-            total = total + learning.pressure * rounding.undecided(20 - 18 * progress)
+            power = 20 - 18 * progress
+            undecided = torch.stack([each.undecided(power) for each in roundings]).sum() / count
+            total = total + learning.pressure * undecided
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
