@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from slimdown.capture.call import arguments_of
+from slimdown.prune.compensation.readers import Reader, reader_of
 from slimdown.prune.running import Run
 from slimdown.quantize.fake_quantize import FakeQuantizePerTensor
 from slimdown.quantize.fold import layer_tensors
@@ -29,6 +31,8 @@ from slimdown.quantize.refine.streams import Streams
 
 FLOAT_SHARE = 0.5
 """Of the values of a block's input, and of each activation in it, while the block learns."""
+IMAGES_A_STEP = 8
+"""Many positions each: twice as many steps with half as many images are worth more."""
 
 Values = dict[Node, Any]
 """What nodes gave for one batch."""
@@ -50,7 +54,7 @@ def reconstruct_(
     blocks = find_blocks(reference.graph, {node.name for node in layers})
     by_start = {block.start: block for block in blocks}
     in_blocks = {name for block in blocks for name in block.layers}
-    streams = Streams(quantized, reference, images)
+    streams = Streams(quantized, reference, images, at_once=IMAGES_A_STEP)
     for node in quantized.graph.nodes:
         with torch.no_grad():
             streams.step_reference(node)
@@ -126,6 +130,20 @@ class Stretch:
         errors = [float(self.error(run, each, each.ours[self.start], {})) for each in samples]
         return sum(errors) / len(errors)
 
+    @torch.no_grad()
+    def mean_patch(self, layer: Layer, reader: Reader, samples: Sequence[Sample]) -> Tensor:
+        """The mean of what a layer of the block reads with the weights as they are, (G, 1, D)."""
+        run, means = Run(self.module), []
+        upto = self.nodes[: self.nodes.index(layer.node) + 1]
+        for sample in samples:
+            values = {**sample.ours, self.start: sample.ours[self.start].clone()}
+            given = _replay(run, upto, values)
+            read = values[arguments_of(layer.node)["input"]]
+            positions = given.movedim(reader.axis, -1)[0, ..., 0]  # of one image
+            every = torch.arange(positions.numel(), device=given.device)
+            means.append(reader.patches(read.mean(0, keepdim=True), every).mean(1, keepdim=True))
+        return torch.stack(means).mean(0)
+
 
 class DroppingRun(Run):
     """Runs a quantized graph, but some values of each activation stay as they are."""
@@ -141,33 +159,42 @@ class DroppingRun(Run):
 
 
 class Draft:
-    """Weights and biases of a block's layers while they are learned."""
+    """The weight and the bias of a layer while they are learned.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.roundings = [(layer, Rounding(layer.original, layer.quantizer)) for layer in layers]
-        self.shifts = [
-            (layer, layer.bias, torch.zeros_like(layer.bias, requires_grad=True))
-            for layer in layers
-            if layer.bias is not None
-        ]
-        """In steps of the weight's grid, so that one learning rate suits them all."""
+    The bias makes up for what the weight changes in the mean output, and is learned beyond that:
+    what layers read has a mean, often a large one, and weights would learn of little else.
+    """
+
+    def __init__(self, layer: Layer, reader: Reader, mean: Tensor) -> None:
+        """`mean` (G, 1, D) is that of the patches which the layer reads."""
+        self.layer, self.reader, self.mean = layer, reader, mean
+        self.before = layer.quantizer(layer.weight)
+        self.rounding = Rounding(layer.original, layer.quantizer)
+        # In steps of the weight's grid, so that the rate of the roundings suits it.
+        self.shift = torch.zeros_like(layer.quantizer.scale, requires_grad=layer.bias is not None)
 
     def soft(self) -> Values:
-        """What the nodes of weights and biases give for now."""
-        weights = {layer.weight_node: rounding.soft() for layer, rounding in self.roundings}
-        biases = {
-            layer_tensors(layer.node)[1]: bias + layer.quantizer.scale * shift
-            for layer, bias, shift in self.shifts
-        }
-        return {node: value for node, value in (weights | biases).items() if node is not None}
+        """What the nodes of the weight and of an own bias give for now."""
+        weight, (_, bias_node) = self.rounding.soft(), layer_tensors(self.layer.node)
+        bias = self._bias(weight)
+        own = {} if bias is None or bias_node is None else {bias_node: bias}
+        return {self.layer.weight_node: weight, **own}
 
     @torch.no_grad()
     def hard(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors of the graph with their new values."""
-        weights = [(layer.weight, rounding.hard()) for layer, rounding in self.roundings]
-        return weights + [
-            (bias, bias + layer.quantizer.scale * shift) for layer, bias, shift in self.shifts
-        ]
+        """The graph's tensors, each with its new value."""
+        weight = self.rounding.hard()
+        bias = self._bias(weight)
+        own = [] if bias is None or self.layer.bias is None else [(self.layer.bias, bias)]
+        return [(self.layer.weight, weight), *own]
+
+    def _bias(self, weight: Tensor) -> Tensor | None:
+        """The bias (K,) to a weight; None where the layer has no own one."""
+        if self.layer.bias is None:
+            return None
+        gained = self.mean @ (self.reader.matrix(weight) - self.reader.matrix(self.before))
+        shift = self.shift * self.layer.quantizer.scale
+        return self.layer.bias - self.reader.ungrouped(gained)[0] + shift
 
 
 def _reconstruct_(
@@ -182,25 +209,29 @@ def _reconstruct_(
     unit = stretch.deployed_error(fitted)
     if unit == 0:
         return
-    draft = Draft(stretch.layers)
+    drafts = []
+    for layer in stretch.layers:
+        reader = reader_of(layer.node, layer.original)
+        drafts.append(Draft(layer, reader, stretch.mean_patch(layer, reader, fitted)))
     device = stretch.samples[0].wanted.device
     noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
     def mix(rounded: Tensor, exact: Tensor) -> Tensor:
         drawn = torch.rand(rounded.shape, generator=noise, device=device)
-        return torch.where(drawn < FLOAT_SHARE, exact, rounded)
+        return exact.lerp(rounded, (drawn >= FLOAT_SHARE).to(exact.dtype))  # where() is slow here
 
     run = DroppingRun(stretch.module, mix)
 
     def loss() -> Tensor:
         sample = fitted[int(torch.randint(len(fitted), (), generator=generator))]
         source = mix(sample.ours[stretch.start], sample.theirs)
-        return stretch.error(run, sample, source, draft.soft()) / unit
+        weights = {node: value for draft in drafts for node, value in draft.soft().items()}
+        return stretch.error(run, sample, source, weights) / unit
 
     with torch.enable_grad():
-        shifts = [shift for _, _, shift in draft.shifts]
-        learn_([r for _, r in draft.roundings], loss, learning, others=shifts, after=after)
-    _keep_better_(stretch, draft.hard(), held_out)
+        shifts = [draft.shift for draft in drafts if draft.shift.requires_grad]
+        learn_([draft.rounding for draft in drafts], loss, learning, others=shifts, after=after)
+    _keep_better_(stretch, [pair for draft in drafts for pair in draft.hard()], held_out)
 
 
 @torch.no_grad()

@@ -21,9 +21,14 @@ class Streams:
     """What both graphs compute for the same images, each value kept until its last use."""
 
     def __init__(
-        self, quantized: GraphModule, reference: GraphModule, images: Sequence[Tensor]
+        self,
+        quantized: GraphModule,
+        reference: GraphModule,
+        images: Sequence[Tensor],
+        *,
+        at_once: int = IMAGES_AT_ONCE,
     ) -> None:
-        batches = _arrange(quantized, reference, images)
+        batches = list(torch.split(_arrange(quantized, reference, images), at_once))
         self.quantized = Stream(quantized, batches)
         self.reference = Stream(reference, batches)
         self._twins = {node.name: node for node in reference.graph.nodes}
@@ -53,14 +58,12 @@ class Streams:
         return found
 
 
-def _arrange(
-    quantized: GraphModule, reference: GraphModule, images: Sequence[Tensor]
-) -> list[Tensor]:
-    """As many images as fit into memory, in small batches."""
+def _arrange(quantized: GraphModule, reference: GraphModule, images: Sequence[Tensor]) -> Tensor:
+    """As many images as fit into memory, in one tensor."""
     together = torch.cat(list(images))
     peak = sum(_peak_bytes(graph, together[:1]) for graph in (quantized, reference))
     count = max(1, MAX_BYTES // max(1, peak))
-    return list(torch.split(together[:count], IMAGES_AT_ONCE))
+    return together[:count]
 
 
 @torch.no_grad()
