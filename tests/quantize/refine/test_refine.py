@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from slimdown.capture import capture
-from slimdown.quantize.assembly import Assembly, Network
-from slimdown.quantize.fold import fold_batch_norms
+from slimdown.quantize.assembly import Network
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.placement import Placement, label_of, plan_placement
-from slimdown.quantize.profiles import PROFILES
+from slimdown.quantize.placement import Placement
 from slimdown.quantize.refine import adaround_, correct_biases_, reconstruct_
 from slimdown.quantize.refine.bias_correction import certain_mean
 from slimdown.quantize.refine.layers import find_layers
@@ -27,23 +23,9 @@ Quantized = tuple[Network, Placement, list[Tensor]]
 
 
 @pytest.fixture
-def quantize(tiny_net: nn.Module, toy_task: Any) -> Callable[[int], Quantized]:
+def quantize(tiny_net: nn.Module, toy_task: Any, assemble: Any) -> Callable[[int], Quantized]:
     def build(bits: int) -> Quantized:
-        graph = fold_batch_norms(capture(tiny_net, toy_task.example_input))
-        profile = replace(
-            PROFILES["openvino"], weight_range=(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        )
-        placement = plan_placement(graph, profile)
-        labels = {node.name: label_of(node) for node in graph.graph.nodes}
-        images = list(toy_task.batches)
-        assemble = Assembly(
-            placement=placement,
-            labels=labels,
-            calibration="minmax",
-            images=lambda: images,
-            after_batch=lambda count: None,
-        )
-        return assemble(graph), placement, images
+        return *assemble(tiny_net, toy_task.batches, bits=bits), toy_task.batches
 
     return build
 

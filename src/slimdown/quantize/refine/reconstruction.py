@@ -32,7 +32,7 @@ from slimdown.quantize.refine.streams import Streams
 FLOAT_SHARE = 0.5
 """Of the values of a block's input, and of each activation in it, while the block learns."""
 IMAGES_A_STEP = 8
-"""Many positions each: twice as many steps with half as many images are worth more."""
+"""Each has many positions to learn from; more images make a step slower."""
 
 Values = dict[Node, Any]
 """What nodes gave for one batch."""
