@@ -49,9 +49,13 @@ REFINEMENTS: dict[str, Refinement] = {
 EFFORTS: dict[Effort, tuple[str, ...]] = {
     "fast": (),
     "balanced": ("equalization", "smoothing", "bias_correction"),
-    "best": ("equalization", "smoothing", "bias_correction", "adaround"),
+    "best": ("equalization", "smoothing", "bias_correction", "adaround", "block_reconstruction"),
 }
-"""The rungs of each effort, in their order: rewrites first."""
+"""The rungs of each effort, in their order: rewrites first.
+
+AdaRound and block reconstruction both begin from the float weights: the better one is kept. With
+4-bit weights that was the latter on a ResNet-20 and the former on a small ViT.
+"""
 
 
 def climb(
