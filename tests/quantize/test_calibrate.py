@@ -72,9 +72,38 @@ def test_ranges_hold_zero_and_stay_within_what_was_seen(calibration: Calibration
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
+def test_symmetric_ranges_reach_as_far_below_zero_and_stay_within_the_largest(
+    calibration: Calibration,
+) -> None:
+    for values in samples().values():
+        low, high = CALIBRATIONS[calibration](add_values(None, values), LEVELS - 1, symmetric=True)
+        assert 0 < high <= float(values.abs().max()) * (1 + 1e-9)
+        assert low == -high
+
+
+@pytest.mark.parametrize("name", samples())
+@pytest.mark.parametrize("num_levels", [15, LEVELS - 1])
+def test_symmetric_mse_is_as_good_as_brute_force_on_the_magnitudes(
+    name: str, num_levels: int
+) -> None:
+    values = samples()[name].double()
+    _, high = mse_range(add_values(None, values), num_levels, symmetric=True)
+    largest, top = float(values.abs().max()), num_levels // 2
+
+    def error(bound: float) -> float:
+        levels = (values.abs() * top / bound).round().clamp(max=top)
+        return float((levels * bound / top - values.abs()).square().sum())
+
+    best = min(error(largest * ratio) for ratio in np.linspace(0.02, 1.0, 400))
+    assert error(high) <= 1.05 * best
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
 def test_constant_zero_gets_a_grid(calibration: Calibration) -> None:
     low, high = CALIBRATIONS[calibration](add_values(None, torch.zeros(9)), LEVELS)
     assert fit_grid(low, high, 0, 255) == (1.0, 0)
+    assert fit_grid(low, high, -128, 127) == (1.0, -128)
+    assert fit_grid(low, high, -128, 127, symmetric=True) == (1.0, 0)
 
 
 def test_grid_spans_its_range_and_zero_is_a_level() -> None:
@@ -84,6 +113,20 @@ def test_grid_spans_its_range_and_zero_is_a_level() -> None:
     assert (255 - zero_point) * scale == pytest.approx(3.0, abs=scale / 2)
     assert fit_grid(0.0, 2.0, 0, 255).zero_point == 0  # so that runtimes drop a ReLU before it
     assert fit_grid(-2.0, 0.0, 0, 255).zero_point == 255
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (-3.0, 1.0), (0.0, 3.0)])
+def test_the_step_of_a_symmetric_grid_is_that_of_the_largest_magnitude(
+    low: float, high: float
+) -> None:
+    scale, zero_point = fit_grid(low, high, -128, 127, symmetric=True)
+    assert (scale, zero_point) == (pytest.approx(3.0 / 127), 0)
+
+
+def test_a_signed_grid_is_an_unsigned_one_moved_by_128() -> None:
+    for low, high in ((-1.0, 3.0), (0.0, 2.0), (-2.0, 0.0)):
+        unsigned, signed = fit_grid(low, high, 0, 255), fit_grid(low, high, -128, 127)
+        assert signed == (unsigned.scale, unsigned.zero_point - 128)
 
 
 def test_weight_scales_are_absmax_of_each_channel() -> None:
@@ -150,10 +193,12 @@ def test_a_moving_average_is_the_mean_of_each_images_extremes() -> None:
 
 
 @pytest.mark.parametrize("name", ["percentile", "percentile_99.9", "entropy"])
-def test_one_value_of_a_million_does_not_set_the_range(name: Any) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_one_value_of_a_million_does_not_set_the_range(name: Any, symmetric: bool) -> None:
     values = torch.randn(40, 2500)
     values[7, 3] = 1e6
-    low, high = CALIBRATIONS[name](add_values(None, values, num_images=40), LEVELS)
+    seen = add_values(None, values, num_images=40)
+    low, high = CALIBRATIONS[name](seen, LEVELS - symmetric, symmetric=symmetric)
     assert -10 < low < -2
     assert 2 < high < 10
 

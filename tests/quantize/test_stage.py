@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from slimdown.core import Context, Progress, Target, Task
 from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.quantize import (
+    PROFILES,
     FakeQuantizePerChannel,
     FakeQuantizePerTensor,
     HalfPrecision,
@@ -31,7 +32,7 @@ def centered_snr_db(reference: Tensor, outputs: Tensor) -> float:
     return float(10 * torch.log10((signal - signal.mean(0)).square().mean() / noise))
 
 
-@pytest.mark.parametrize("profile", ["onnxruntime-x86", "openvino"])
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("calibration", ["mse", "minmax"])
 def test_int8_follows_float(
     tiny_net: nn.Module, toy_task: Any, profile: str, calibration: Any

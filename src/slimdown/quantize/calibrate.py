@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from slimdown.quantize.observe import RangeStatistics, bin_edges
 
-RangeOf: TypeAlias = Callable[[RangeStatistics, int], tuple[float, float]]
-"""(low, high) around zero, within what was seen, for a number of levels."""
+
+class RangeOf(Protocol):
+    """Chooses (low, high) around zero, within what was seen, for a number of levels.
+
+    Of a symmetric grid low is -high, and the levels are as many below zero as above it.
+    """
+
+    def __call__(
+        self, seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+    ) -> tuple[float, float]: ...
+
 
 Calibration: TypeAlias = Literal[
     "mse", "minmax", "moving_average", "percentile", "percentile_99.9", "entropy", "auto"
@@ -29,42 +37,52 @@ class Grid(NamedTuple):
     zero_point: int
 
 
-def minmax_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+def minmax_range(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> tuple[float, float]:
     """All of what was seen, and zero."""
-    return min(seen.low, 0.0), max(seen.high, 0.0)
+    return _around_zero(seen.low, seen.high, symmetric)
 
 
-def moving_average_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+def moving_average_range(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> tuple[float, float]:
     """The mean over images of the extremes of each, and zero. Jacob 2018, arXiv:1712.05877.
 
     A plain mean where training takes an exponential one: the network stands still, so that no image
     counts more for coming last.
     """
-    return min(seen.mean_low, 0.0), max(seen.mean_high, 0.0)
+    return _around_zero(seen.mean_low, seen.mean_high, symmetric)
 
 
 def percentile_range(
-    seen: RangeStatistics, num_levels: int, *, share: float = 0.9999
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False, share: float = 0.9999
 ) -> tuple[float, float]:
     """The range around zero beyond which 1 - `share` of the values lie on each side."""
     total = seen.counts.cumsum(0).double()
     total = torch.cat([total.new_zeros(1), total])  # at each edge of the bins
     edges = bin_edges().clamp(*minmax_range(seen, num_levels))
-    return (
-        min(_value_at(1 - share, edges, total), 0.0),
-        max(_value_at(share, edges, total), 0.0),
-    )
+    low, high = (_value_at(part, edges, total) for part in (1 - share, share))
+    return _around_zero(low, high, symmetric)
 
 
-def mse_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+def mse_range(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> tuple[float, float]:
     """The range around zero whose grid has the least mean squared error on what was seen.
 
-    Each bound is searched in turn, coarsely and then around the best. Sung 2015, arXiv:1511.06488.
+    Each bound is searched in turn, coarsely and then around the best, and of a symmetric grid both
+    at once. Sung 2015, arXiv:1511.06488.
     """
     values, counts = seen.histogram()
-    low, high = minmax_range(seen, num_levels)
+    low, high = minmax_range(seen, num_levels, symmetric=symmetric)
     lowest, highest = low, high
     for ratios in (_COARSE, _FINE, _COARSE, _FINE):
+        if symmetric:
+            highs = (high * ratios).clamp(max=highest)
+            high = float(highs[squared_errors(values, counts, -highs, highs, num_levels).argmin()])
+            low = -high
+            continue
         if highest > 0:
             highs = (high * ratios).clamp(max=highest)
             high = float(highs[squared_errors(values, counts, low, highs, num_levels).argmin()])
@@ -74,30 +92,43 @@ def mse_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
     return low, high
 
 
-def entropy_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+def entropy_range(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> tuple[float, float]:
     """The range around zero whose grid loses the least information: least KL divergence.
 
     Of what was seen, clipped, from what its levels tell of it. Each bound is searched in turn over
-    the bins that hold the outer tenth of the values. Migacz 2017, "8-bit Inference with TensorRT".
+    the bins that hold the outer tenth of the values, and of a symmetric grid both at once. Migacz
+    2017, "8-bit Inference with TensorRT".
     """
     values, widths, counts = _coarse_histogram(seen)
-    low, high = minmax_range(seen, num_levels)
+    low, high = minmax_range(seen, num_levels, symmetric=symmetric)
+
+    def best(ranges: list[tuple[float, float]]) -> tuple[float, float]:
+        lost = [_divergence(values, widths, counts, *each, num_levels) for each in ranges]
+        return ranges[lost.index(min(lost))] if ranges else (low, high)
+
+    if symmetric:
+        sizes, order = values.abs().sort()
+        return best([(-bound, bound) for bound in _outer_values(sizes, counts[order])])
     for _ in range(2):
-        for is_high in (True, False):
-            candidates = _outer_values(values, counts, is_high=is_high)
-            ranges = [(low, bound) if is_high else (bound, high) for bound in candidates]
-            if ranges:
-                lost = [_divergence(values, widths, counts, *r, num_levels) for r in ranges]
-                low, high = ranges[lost.index(min(lost))]
+        low, high = best([(low, bound) for bound in _outer_values(values, counts)])
+        mirrored = _outer_values(-values.flip(0), counts.flip(0))
+        low, high = best([(-bound, high) for bound in mirrored])
     return low, high
 
 
-def auto_range(seen: RangeStatistics, num_levels: int) -> tuple[float, float]:
+def auto_range(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> tuple[float, float]:
     """The range of the calibration that is best for this tensor: `best_calibration`."""
-    return CALIBRATIONS[best_calibration(seen, num_levels)](seen, num_levels)
+    best = best_calibration(seen, num_levels, symmetric=symmetric)
+    return CALIBRATIONS[best](seen, num_levels, symmetric=symmetric)
 
 
-def best_calibration(seen: RangeStatistics, num_levels: int) -> Calibration:
+def best_calibration(
+    seen: RangeStatistics, num_levels: int, *, symmetric: bool = False
+) -> Calibration:
     """The calibration that, fitted to some images, has the least squared error on held-out ones.
 
     With fewer than four images none is held out: "mse", which is the best on what was fitted.
@@ -109,7 +140,7 @@ def best_calibration(seen: RangeStatistics, num_levels: int) -> Calibration:
     values, counts = seen.middles()[present], seen.held_out[present].double()
 
     def error(name: Calibration) -> float:
-        low, high = CALIBRATIONS[name](fitted, num_levels)
+        low, high = CALIBRATIONS[name](fitted, num_levels, symmetric=symmetric)
         return float(squared_errors(values, counts, low, high, num_levels))
 
     return min(_TRIED, key=error)
@@ -129,11 +160,21 @@ CALIBRATIONS: dict[Calibration, RangeOf] = {
 _TRIED = tuple(name for name in CALIBRATIONS if name != "auto")  # of equals, the first one wins
 
 
-def fit_grid(low: float, high: float, quant_min: int, quant_max: int) -> Grid:
-    """The affine grid over [low, high] on which zero is a level."""
-    scale = float(torch.tensor((high - low) / (quant_max - quant_min)))  # as float32 stores it
+def num_levels_of(quant_min: int, quant_max: int, *, symmetric: bool) -> int:
+    """How many levels a calibration may count on: of a symmetric grid as many on each side."""
+    return 2 * quant_max + 1 if symmetric else quant_max - quant_min + 1
+
+
+def fit_grid(
+    low: float, high: float, quant_min: int, quant_max: int, *, symmetric: bool = False
+) -> Grid:
+    """The grid over [low, high] on which zero is a level, and level 0 where it is symmetric."""
+    span = max(-low, high) / quant_max if symmetric else (high - low) / (quant_max - quant_min)
+    scale = float(torch.tensor(span))  # as float32 stores it
     if scale < _SMALLEST_SCALE:
-        return Grid(1.0, quant_min)  # only zero was seen: any scale holds it
+        return Grid(1.0, 0 if symmetric else quant_min)  # only zero was seen: any scale holds it
+    if symmetric:
+        return Grid(scale, 0)
     zero_point = round(quant_min - low / scale)
     return Grid(scale, min(max(zero_point, quant_min), quant_max))
 
@@ -193,6 +234,12 @@ def squared_errors(
     return levels.sub_(zero_points).mul_(scales).sub_(values).square_() @ counts
 
 
+def _around_zero(low: float, high: float, symmetric: bool) -> tuple[float, float]:
+    """The range from `low` to `high` with zero in it, and as far below it as above if symmetric."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    return (-max(-low, high), max(-low, high)) if symmetric else (low, high)
+
+
 def _value_at(share: float, edges: Tensor, total: Tensor) -> float:
     """The value below which `share` of the values lie, evenly spread within bins."""
     wanted = share * total[-1]
@@ -227,12 +274,9 @@ def _coarse_histogram(seen: RangeStatistics) -> tuple[Tensor, Tensor, Tensor]:
     return middles[present], (ends - starts)[present], counts[present]
 
 
-def _outer_values(values: Tensor, counts: Tensor, *, is_high: bool) -> list[float]:
-    """Bounds worth trying on one side: values seen there beyond which a tenth lies at most."""
-    is_side = values > 0 if is_high else values < 0
-    values, counts = values[is_side], counts[is_side]
-    if not is_high:
-        values, counts = values.flip(0), counts.flip(0)
+def _outer_values(values: Tensor, counts: Tensor) -> list[float]:
+    """Bounds worth trying: positive ones of ascending `values`, a tenth at most beyond each."""
+    values, counts = values[values > 0], counts[values > 0]
     beyond = counts.sum() - counts.cumsum(0)
     outer = values[beyond <= 0.1 * counts.sum()]
     spread = torch.linspace(0, len(outer) - 1, min(len(outer), _MOST_CANDIDATES))

@@ -15,6 +15,7 @@ from slimdown.quantize.calibrate import (
     Calibration,
     fit_grid,
     least_scale,
+    num_levels_of,
     weight_scales,
 )
 from slimdown.quantize.fake_quantize import FakeQuantizePerChannel, FakeQuantizePerTensor
@@ -32,10 +33,12 @@ def set_activation_grids_(
     calibration: Calibration,
 ) -> None:
     """Give each activation the range that `calibration` chooses from what was seen of it."""
+    symmetric = placement.symmetric
     for producer in placement.activations:
         quant_min, quant_max = placement.activation_ranges[producer]
-        low, high = CALIBRATIONS[calibration](seen[producer], quant_max - quant_min + 1)
-        grid = fit_grid(low, high, quant_min, quant_max)
+        num_levels = num_levels_of(quant_min, quant_max, symmetric=symmetric)
+        low, high = CALIBRATIONS[calibration](seen[producer], num_levels, symmetric=symmetric)
+        grid = fit_grid(low, high, quant_min, quant_max, symmetric=symmetric)
         quantizer = activation_quantizer(quantized, producer)
         quantizer.scale.fill_(grid.scale)
         quantizer.zero_point.fill_(grid.zero_point)

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from slimdown.capture.call import arguments_of
 from slimdown.core import Json
 from slimdown.errors import RecipeError
 from slimdown.quantize.fake_quantize import FakeQuantizePerChannel, FakeQuantizePerTensor
@@ -45,6 +46,8 @@ class Placement:
     """Producer -> the levels of its quantizer."""
     weight_ranges: dict[str, Range]
     """Layer -> the levels of its weight."""
+    symmetric: bool = False
+    """Whether the zero points of activations are 0."""
 
     def to_json(self) -> Json:
         return asdict(self)
@@ -57,6 +60,7 @@ class Placement:
             kept_float=dict(saved["kept_float"]),
             activation_ranges=_read_ranges(saved["activation_ranges"]),
             weight_ranges=_read_ranges(saved["weight_ranges"]),
+            symmetric=saved.get("symmetric", False),
         )
 
 
@@ -87,6 +91,9 @@ def plan_placement(
                 kept_float[node.name] = reason
             continue
         wanted = _activations(node)
+        if profile.fuses_sums and family_of(node) == "add":
+            fused = next(filter(_is_written_for_one, wanted), None)
+            wanted = [operand for operand in wanted if operand is not fused]
         if family_of(node) in profile.writes:
             wanted.append(_end_of_clips(node))
         for value in wanted:
@@ -99,13 +106,21 @@ def plan_placement(
     if profile.joins:
         activations, keys = _join(graph_module, activations, repeats=profile.repeats)
         weights = {layer: keys.get(producer, producer) for layer, producer in weights.items()}
-    labels = {node.name: label_of(node) for node in graph_module.graph.nodes}
+    nodes, attributes = {n.name: n for n in graph_module.graph.nodes}, attributes_of(graph_module)
+    labels = {name: label_of(node) for name, node in nodes.items()}
     ends = _first_and_last(graph_module)
     narrow = set(weights.values()) - {weights[layer] for layer in ends & weights.keys()}
 
     def bits_of_weight(layer: str) -> int:
         chosen = [bits for glob, bits in bits_of.items() if fnmatchcase(labels[layer], glob)]
         return chosen[-1] if chosen else 8 if layer in ends else weight_bits
+
+    def range_of_weight(layer: str) -> Range:
+        weight = attributes[str(layer_tensors(nodes[layer])[0].target)]
+        assert isinstance(weight, Tensor)
+        if profile.winograd_weight_range and _suits_winograd(nodes[layer], weight.shape):
+            return profile.winograd_weight_range
+        return profile.weight_range
 
     return Placement(
         activations={producer: tuple(behind) for producer, behind in activations.items()},
@@ -118,8 +133,9 @@ def plan_placement(
             for producer in activations
         },
         weight_ranges={
-            layer: _narrow(profile.weight_range, bits_of_weight(layer)) for layer in weights
+            layer: _narrow(range_of_weight(layer), bits_of_weight(layer)) for layer in weights
         },
+        symmetric=profile.symmetric,
     )
 
 
@@ -270,14 +286,31 @@ def _reason_for_float(node: Node, profile: Profile, exclude: Sequence[str]) -> s
     if any(fnmatchcase(label_of(node), pattern) for pattern in exclude):
         return "excluded by the recipe"
     if family in LAYERS:
-        is_stored = _is_stored(layer_tensors(node)[0])
-        return None if is_stored else "its weight is computed while the network runs"
+        if not _is_stored(layer_tensors(node)[0]):
+            return "its weight is computed while the network runs"
+        if not profile.grouped and _has_wide_groups(node):
+            return f"grouped convolutions stay in float on {profile.name}"
+        return None
     operands = node.args[:2]
     if not all(isinstance(operand, Node) and _is_activation(operand) for operand in operands):
         return "an operand does not depend on the input"
     if not any(family_of(_producer(operand)) == "conv" for operand in _activations(node)):
         return "INT8 sums are faster only where convolutions write them"
     return None
+
+
+def _has_wide_groups(layer: Node) -> bool:
+    """Whether it is a convolution of several groups that read or write several channels each."""
+    groups = arguments_of(layer).get("groups", 1)
+    sizes = {value.meta["val"].shape[1] for value in (layer, *_activations(layer))}
+    return groups != 1 and sizes != {groups}
+
+
+def _suits_winograd(layer: Node, shape: Sequence[int]) -> bool:
+    """Whether it is a 3x3 convolution without steps or groups; `shape` is that of its weight."""
+    given = arguments_of(layer)
+    steps = (given.get("groups"), *given.get("stride", ()), *given.get("dilation", ()))
+    return set(steps) == {1} and tuple(shape[2:]) == (3, 3)
 
 
 def _activations(node: Node) -> list[Node]:
@@ -295,6 +328,13 @@ def _is_activation(value: Node) -> bool:
 
 def _is_stored(value: Node) -> bool:
     return value.op == "get_attr"
+
+
+def _is_written_for_one(value: Node) -> bool:
+    """Whether a convolution writes a value that nothing but its one reader sees."""
+    while family_of(value) == "identity" and len(value.users) == 1:
+        value = _first_operand(value)
+    return family_of(value) == "conv" and len(value.users) == 1
 
 
 def _producer(value: Node) -> Node:

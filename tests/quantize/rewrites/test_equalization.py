@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -211,7 +212,8 @@ def reading_of(x: Tensor, weight: Tensor, bits: int) -> Reading:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_the_noise_is_that_of_rounding(groups: int, bits: int) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_noise_is_that_of_rounding(groups: int, bits: int, symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(16, 8 // groups, 3, 3, generator=generator, dtype=torch.float64)
     x = torch.randn(64, 8, 12, 12, generator=generator, dtype=torch.float64)
@@ -219,8 +221,11 @@ def test_the_noise_is_that_of_rounding(groups: int, bits: int) -> None:
     levels = 2**bits
     rows = weight.flatten(2)
     reading = reading_of(x.movedim(1, -1).flatten(0, -2), weight, bits)
-    ones, zeros = torch.ones(9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
     step = x.amax() / (levels - 1)
+    if symmetric:  # then the levels below zero are of no use to what a ReLU gives
+        reading = replace(reading, symmetric=True, num_input_levels=levels - 1)
+        step = x.amax() / (levels // 2 - 1)
+    ones, zeros = torch.ones(9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
     # Noise of its own for each value: what rounding adds where values do not lie on a grid.
     noisy_x = x + step * (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5)
     steps = 2 * rows.abs().amax((1, 2)) / (levels - 1)

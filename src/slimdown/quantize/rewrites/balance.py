@@ -47,12 +47,14 @@ class Reading:
     kernel_size: int
     num_input_levels: int
     num_weight_levels: int
+    symmetric: bool = False
+    """Whether the grid of the input reaches as far below zero as above it."""
 
     def noise(self, factors: Tensor, shifts: Tensor) -> float:
         """The noise of the output over its signal if channels are made factor * (x + shift)."""
         factor, shift = factors[self.channels], shifts[self.channels]
         lows, highs = factor * (self.low + shift), factor * (self.high + shift)
-        span = highs.max().clamp(min=0) - lows.min().clamp(max=0)
+        span = _spans(lows.min(), highs.max(), self.symmetric)
         input_step = span / (self.num_input_levels - 1)
         per_weight = self._spread(factor)
         of_inputs = input_step.square() * (self.squares / per_weight.square()).sum()
@@ -135,7 +137,7 @@ def _shifts(readings: Sequence[Reading], numbers: Tensor, can_shift: Tensor) -> 
 def _factors(readings: Sequence[Reading], numbers: Tensor, shifts: Tensor, share: float) -> Tensor:
     """w^(1-s) / r^s for `numbers`, such that the largest range of all stays what it is."""
     low, high = _ranges(readings, shifts)
-    spans = (high.clamp(min=0) - low.clamp(max=0))[numbers]
+    spans = _spans(low, high, readings[0].symmetric)[numbers]
     spans = spans.clamp(min=float(spans.max()) * LEAST_RANGE).clamp(min=1e-30)
     weights = torch.zeros_like(low)
     for each in readings:
@@ -145,6 +147,13 @@ def _factors(readings: Sequence[Reading], numbers: Tensor, shifts: Tensor, share
     factors = torch.ones_like(low)
     factors[numbers] = chosen * (spans.max() / (chosen * spans).max())
     return factors
+
+
+def _spans(low: Tensor, high: Tensor, symmetric: bool) -> Tensor:
+    """How wide a grid around zero must be to hold what lies between `low` and `high`."""
+    if symmetric:
+        return 2 * torch.maximum(-low, high).clamp(min=0)
+    return high.clamp(min=0) - low.clamp(max=0)
 
 
 def _ranges(readings: Sequence[Reading], shifts: Tensor) -> tuple[Tensor, Tensor]:

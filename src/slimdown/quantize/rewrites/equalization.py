@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from slimdown.quantize.calibrate import num_levels_of
 from slimdown.quantize.fold import attributes_of
 from slimdown.quantize.placement import Placement
 from slimdown.quantize.rewrites.balance import Reading, balance
@@ -133,8 +134,9 @@ def _read(
                 peaks=rows.abs().amax(2),
                 squares=rows.square().sum(2),
                 kernel_size=rows.shape[2],
-                num_input_levels=input_levels[1] - input_levels[0] + 1,
+                num_input_levels=num_levels_of(*input_levels, symmetric=placement.symmetric),
                 num_weight_levels=weight_levels[1] - weight_levels[0] + 1,
+                symmetric=placement.symmetric,
             )
         )
     return readings
