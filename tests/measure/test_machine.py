@@ -12,6 +12,7 @@ from slimdown.measure.machine import (
     parse_feature_names,
     parse_physical_cores,
     parse_sysctl_names,
+    saturates_int8,
     select_features,
 )
 
@@ -44,6 +45,34 @@ def test_features_of_arm() -> None:
 )
 def test_features_of_macs(listed: str, expected: set[str]) -> None:
     assert select_features(parse_sysctl_names(listed)) == expected
+
+
+HASWELL = "flags\t\t: fpu sse4_1 avx avx2 fma\n"
+ALDER_LAKE = "flags\t\t: fpu sse4_1 avx avx2 fma avx_vnni\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "architecture", "expected"),
+    [
+        (HASWELL, "x86_64", True),
+        (ALDER_LAKE, "x86_64", False),
+        (TWO_CORES_FOUR_THREADS, "x86_64", False),
+        (RASPBERRY_PI_5, "aarch64", False),
+    ],
+)
+def test_products_are_added_in_16_bits_on_x86_without_vnni(
+    cpuinfo: str, architecture: str, expected: bool
+) -> None:
+    features = sorted(select_features(parse_feature_names(cpuinfo)))
+    told = {"system": "Linux 6.8", "architecture": architecture, "cpu_features": features}
+    assert saturates_int8(told) is expected
+    assert not saturates_int8({**told, "system": "Windows 11"})  # which tells of no VNNI
+    assert not saturates_int8({})
+
+
+def test_this_machine_is_judged_by_its_own_features() -> None:
+    has_vnni = bool({"avx512_vnni", "avx_vnni"} & cpu_features())
+    assert not (saturates_int8(describe_environment()) and has_vnni)
 
 
 def test_hyper_threads_are_not_cores() -> None:

@@ -285,6 +285,11 @@ def test_fewer_bits_spare_the_first_and_the_last_layer_and_their_inputs() -> Non
     }
 
 
+def test_seven_bits_of_weight_spare_no_layer() -> None:
+    plan = plan_placement(captured(Chain()), ORT, weight_bits=7)
+    assert set(plan.weight_ranges.values()) == {(-64, 63)}
+
+
 def test_bits_of_a_layer_have_the_last_word() -> None:
     bits_of = {"*": 6, "third": 2}
     plan = plan_placement(captured(Chain()), ORT, weight_bits=4, bits_of=bits_of)

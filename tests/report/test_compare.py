@@ -9,8 +9,13 @@ import pytest
 from slimdown.core import Measurement, Report
 from slimdown.report.compare import compare_targets
 from slimdown.report.html import render_html
-from slimdown.report.markdown import render_markdown
-from slimdown.report.summary import describe_faster_float, describe_run, summarize
+from slimdown.report.markdown import escape, render_markdown
+from slimdown.report.summary import (
+    describe_faster_float,
+    describe_notes,
+    describe_run,
+    summarize,
+)
 
 
 def with_medians(report: Report, medians: dict[str, float | None]) -> Report:
@@ -123,3 +128,57 @@ def test_int8_that_was_trained_on_is_held_against_the_float_before_it(report: Re
 def test_a_float_result_is_never_held_against_itself(report: Report) -> None:
     steps = tuple(m for m in report.measurements if not m.step.startswith("03-quantize"))
     assert all(c.faster_float is None for c in compare_targets(replace(report, measurements=steps)))
+
+
+def with_facts(report: Report, **facts: object) -> Report:
+    """The report as if each quantize step had told these facts, too."""
+    steps = tuple(
+        replace(step, facts={**step.facts, **facts}) if step.kind == "quantize" else step
+        for step in report.steps
+    )
+    return replace(report, steps=steps)
+
+
+def on_cpu(report: Report, *features: str, **environment: object) -> Report:
+    told = {"architecture": "x86_64", "system": "Linux 6.8", "cpu_features": list(features)}
+    return replace(report, environment={**report.environment, **told, **environment})
+
+
+def test_a_cpu_without_vnni_is_told_of_where_8_bit_weights_run_on_it(report: Report) -> None:
+    told = with_facts(report, weight_bits={"stem": 8, "layer1.0": 8, "head": 7})
+    old = on_cpu(told, "avx2", "avx512f")
+    (said,) = describe_notes(compare_targets(old)[0])
+    assert "no VNNI" in said
+    assert "in 2 layers (stem, layer1.0)" in said
+    assert "quantize.weight_bits: 7" in said
+    assert said in render_html(old)
+    assert f"Note: {escape(said)}." in render_markdown(old)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cpu_features": ["avx2", "avx512f", "avx512_vnni"]},
+        {"cpu_features": ["avx2", "avx_vnni"]},
+        {"cpu_features": ["neon"], "architecture": "aarch64"},
+        {"cpu_features": ["avx2"], "system": "Windows 11"},  # which does not tell of VNNI
+        {"cpu_features": None, "architecture": None, "system": None},
+    ],
+)
+def test_other_cpus_are_not(report: Report, other: dict[str, object]) -> None:
+    told = on_cpu(with_facts(report, weight_bits={"stem": 8}), "avx2", **other)
+    assert describe_notes(compare_targets(told)[0]) == []
+
+
+def test_nor_is_one_that_runs_float_or_7_bits(report: Report) -> None:
+    narrow = on_cpu(with_facts(report, weight_bits={"stem": 7, "head": 4}), "avx2")
+    assert describe_notes(compare_targets(narrow)[0]) == []
+    steps = tuple(m for m in report.measurements if not m.step.startswith("03-quantize"))
+    floats = replace(on_cpu(report, "avx2"), measurements=steps)
+    assert all(describe_notes(each) == [] for each in compare_targets(floats))
+
+
+def test_what_stages_noted_is_told_once(report: Report) -> None:
+    noted = with_facts(report, notes=["layer1.0: most values become zero"] * 2)
+    assert describe_notes(compare_targets(noted)[0]) == ["layer1.0: most values become zero"]
+    assert "layer1.0: most values become zero" in render_html(noted)

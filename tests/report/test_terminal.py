@@ -64,3 +64,14 @@ def test_the_faster_file_is_offered_where_int8_is_slower(report: Report) -> None
     assert "5.00 ms, and 1.4" in shown
     assert "the faster file: deploy/onnxruntime/02-distill/model.onnx" in shown
     assert "the faster file: deploy/openvino/02-distill/model.xml" in shown
+
+
+def test_notes_stand_behind_the_figures(report: Report) -> None:
+    assert "note:" not in show(report)
+    steps = tuple(
+        replace(step, facts={**step.facts, "notes": ["most values become zero"]})
+        if step.kind == "quantize"
+        else step
+        for step in report.steps
+    )
+    assert "note: most values become zero" in show(replace(report, steps=steps))

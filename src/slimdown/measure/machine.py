@@ -82,6 +82,20 @@ def select_features(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name, others in _FEATURES.items() if lowered.intersection(others))
 
 
+def saturates_int8(environment: Json) -> bool:
+    """Whether INT8 kernels add products in 16 bits on a machine as `describe_environment` told it.
+
+    So they do on x86 without VNNI: two products of a u8 and an s8 are added with saturation, which
+    values at their extremes exceed unless the weights have 7 bits (onnxruntime.ai, "Data type
+    selection"; docs.openvino.ai, "Saturation issue workaround"). False where features are unknown,
+    as on Windows.
+    """
+    features = set(environment.get("cpu_features") or ())
+    is_x86 = environment.get("architecture") in ("x86_64", "AMD64", "i686", "i386")
+    is_told = str(environment.get("system")).startswith(("Linux", "Darwin"))
+    return is_x86 and is_told and not features & {"avx512_vnni", "avx_vnni"}
+
+
 def cpu_name() -> str | None:
     """What the CPU calls itself, such as "AMD EPYC 9655"."""
     if platform.system() == "Darwin":

@@ -25,6 +25,9 @@ from slimdown.quantize.profiles import Profile
 
 WEIGHT_AXIS = 0  # of the output channels, in every layer
 
+SPARED_BELOW = 7
+"""With fewer bits of weight than this, the first and the last layer keep 8."""
+
 Range: TypeAlias = tuple[int, int]
 """The lowest and the highest level of a quantizer."""
 
@@ -76,8 +79,10 @@ def plan_placement(
     """Plan the quantizers that `profile` wants; nodes whose label matches a glob stay in float.
 
     Weights get `weight_bits`, and what layers read gets `activation_bits`; the first and the last
-    layer and their inputs keep 8, as in Esser 2020, arXiv:1902.08153. `bits_of` (glob of labels ->
-    bits of the weight) has the last word. Raises RecipeError for bits outside of 2 to 8.
+    layer and their inputs keep 8, as in Esser 2020, arXiv:1902.08153. Of weights that have 7 they
+    have 7, too: that many cost little, and are for CPUs whose 16-bit sums saturate in any layer.
+    `bits_of` (glob of labels -> bits of the weight) has the last word. Raises RecipeError for bits
+    outside of 2 to 8.
     """
     for bits in (weight_bits, activation_bits, *bits_of.values()):
         _check_bits(bits)
@@ -113,7 +118,8 @@ def plan_placement(
 
     def bits_of_weight(layer: str) -> int:
         chosen = [bits for glob, bits in bits_of.items() if fnmatchcase(labels[layer], glob)]
-        return chosen[-1] if chosen else 8 if layer in ends else weight_bits
+        spared = layer in ends and weight_bits < SPARED_BELOW
+        return chosen[-1] if chosen else 8 if spared else weight_bits
 
     def range_of_weight(layer: str) -> Range:
         weight = attributes[str(layer_tensors(nodes[layer])[0].target)]

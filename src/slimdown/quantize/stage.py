@@ -49,11 +49,12 @@ class Quantize:
     """Post-training quantization; train its result with `Distill`, and that is QAT.
 
     `precision`: int8 or float16. For int8, weights and activations have `weight_bits` and
-    `activation_bits`, 2 to 8; with fewer than 8 the first and the last layers keep 8, weights of
-    up to 4 bits are stored two in a byte. `calibration` chooses the ranges of activations from
-    `num_images` of the task's calibration images, `profile` says where quantizers stand (None: the
-    target's own, or "onnxruntime-x86" without a target), `effort` says what is tried beyond ranges
-    (see `quantize.ladder`), and layers whose name matches a glob of `exclude` stay in float.
+    `activation_bits`, 2 to 8; with fewer (weights: fewer than 7) the first and the last layers keep
+    8, and weights of up to 4 bits are stored two in a byte. `calibration` chooses the ranges of
+    activations from `num_images` of the task's calibration images, `profile` says where quantizers
+    stand (None: the target's own, or "onnxruntime-x86" without a target), `effort` says what is
+    tried beyond ranges (see `quantize.ladder`), and layers whose name matches a glob of `exclude`
+    stay in float.
     """
 
     precision: Literal["int8", "float16"] = "int8"

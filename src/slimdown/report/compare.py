@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slimdown.core import Measurement, Report, Step, Verdict
+from slimdown.measure import saturates_int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class Comparison:
     """By limit; None where the budget sets no such limit."""
     keeps_slower: bool = False
     """Whether the recipe takes an INT8 artifact also where it is slower."""
+    saturates: bool = False
+    """Whether the CPU adds INT8 products in 16 bits: `measure.saturates_int8`."""
 
     @property
     def before(self) -> Row:
@@ -69,6 +72,21 @@ class Comparison:
             return None
         before, after = floats[-1].median_ms, self.after.median_ms
         return None if before is None or after is None or after < before else floats[-1]
+
+    @property
+    def saturating_layers(self) -> list[str]:
+        """The layers of the result whose sums this CPU may saturate: weights of 8 bits."""
+        if not self.saturates or not _is_int8(self.after):
+            return []
+        quantized = [row.step.facts for row in self.rows if row.step.kind == "quantize"]
+        bits = quantized[-1].get("weight_bits", {}) if quantized else {}
+        return [layer for layer, count in bits.items() if count > 7]
+
+    @property
+    def notes(self) -> list[str]:
+        """What stages had to say beside their figures, each once."""
+        notes = [note for row in self.rows for note in row.step.facts.get("notes", ())]
+        return list(dict.fromkeys(notes))
 
     @property
     def metric(self) -> str:
@@ -107,6 +125,7 @@ def _compare(report: Report, runtime: str) -> Comparison:
         rows=rows,
         verdicts={limit: verdicts.get(limit) for limit in ("max_drop", "min_speedup", "max_size")},
         keeps_slower=bool(report.recipe.get("keep_slower")),
+        saturates=saturates_int8(report.environment),
     )
 
 

@@ -22,6 +22,7 @@ from slimdown.report.summary import (
     describe_audit,
     describe_conditions,
     describe_faster_float,
+    describe_notes,
     describe_run,
 )
 
@@ -177,6 +178,7 @@ def _environment() -> Environment:
         "conditions": describe_conditions,
         "audit": describe_audit,
         "faster_float": describe_faster_float,
+        "notes": describe_notes,
     }
     return environment
 

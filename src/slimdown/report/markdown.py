@@ -14,6 +14,7 @@ from slimdown.report.summary import (
     describe_audit,
     describe_conditions,
     describe_faster_float,
+    describe_notes,
     describe_run,
     summarize,
 )
@@ -31,6 +32,8 @@ def render_markdown(report: Report) -> str:
             lines += [f"{audit}.", ""]
         if (slower := describe_faster_float(comparison)) is not None:
             lines += [f"**{escape(slower)}**", ""]
+        for said in describe_notes(comparison):
+            lines += [f"Note: {escape(said)}.", ""]
     recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
     pairs = formats.describe_pairs(report.environment)
     lines += ["## Recipe", "", *_code_block(recipe, "yaml"), ""]

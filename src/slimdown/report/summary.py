@@ -127,6 +127,20 @@ def describe_faster_float(comparison: Comparison) -> str | None:
     )
 
 
+def describe_notes(comparison: Comparison) -> list[str]:
+    """What there is to know about the result that no figure tells."""
+    layers = comparison.saturating_layers
+    if not layers:
+        return comparison.notes
+    named = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+    saturation = (
+        f"this CPU has no VNNI: INT8 kernels add products in 16 bits, which 8-bit weights can "
+        f"exceed in {len(layers)} layers ({named}); where accuracy drops, quantize.weight_bits: 7 "
+        "rules it out, at the same speed"
+    )
+    return [saturation, *comparison.notes]
+
+
 def _score(row: Row) -> str:
     if row.score is None:
         return NOT_MEASURED

@@ -16,6 +16,7 @@ from slimdown.report.summary import (
     describe_audit,
     describe_conditions,
     describe_faster_float,
+    describe_notes,
     summarize,
 )
 
@@ -33,6 +34,7 @@ def render_terminal(report: Report) -> RenderableType:
             parts += [Text(audit)]
         if (slower := describe_faster_float(comparison)) is not None:
             parts += [Text(f"✕ {slower}", style="bold yellow")]
+        parts += [Text(f"note: {said}", style="yellow") for said in describe_notes(comparison)]
         parts += [Text()]
     parts += list(_budget(report))
     return Group(*parts)
