@@ -257,6 +257,7 @@ def test_is_a_frozen_record() -> None:
         "profile",
         "num_images",
         "effort",
+        "max_error",
         "exclude",
     ]
     assert Quantize().kind == "quantize"

@@ -77,3 +77,28 @@ def test_sensitivity_names_the_group_that_matters_most() -> None:
     assert any("layer1.conv1 matters most" in text for text in texts(svg))
     lines = [e for e in ET.fromstring(svg).iter("path") if e.get("stroke") == "var(--after)"]
     assert len(lines) == 1
+
+
+def test_the_errors_of_layers_are_bars_the_worst_first() -> None:
+    errors = {f"layer{index}": 0.4 / (index + 1) for index in reversed(range(30))}
+    svg = charts.draw_layer_errors(errors, name="x")
+    shown = [text for text in texts(svg) if text.startswith("layer")]
+    assert shown == [f"layer{index}" for index in range(20)]
+    bars = [
+        [float(x) for x in re.findall(r"[ML] ([\d.]+)", element.attrib["d"])]
+        for element in ET.fromstring(svg).iter("path")
+        if element.attrib.get("fill") == "var(--after)"
+    ]
+    lengths = [max(xs) - min(xs) for xs in bars]
+    expected = [lengths[0] / (index + 1) for index in range(20)]
+    assert lengths == pytest.approx(expected, abs=0.05)
+
+
+def test_an_infinite_error_has_the_longest_bar() -> None:
+    svg = charts.draw_layer_errors({"good": 0.1, "broken": float("inf")}, name="x")
+    assert [text for text in texts(svg) if text != ""] == ["broken", "good", "inf", "0.1"]
+
+
+def test_long_names_of_layers_keep_their_ends() -> None:
+    svg = charts.draw_layer_errors({"model.encoder.layers.11.attention.output": 0.1}, name="x")
+    assert texts(svg)[0] == "…ayers.11.attention.output"

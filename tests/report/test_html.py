@@ -231,6 +231,19 @@ def test_a_deep_network_keeps_the_page_small(report: Report) -> None:
     assert len(render_html(replace(report, steps=steps))) < 500_000
 
 
+def test_errors_of_layers_are_drawn_where_they_were_measured(report: Report) -> None:
+    assert "one layer alone quantized" not in render_html(report)
+    errors = {f"conv{index}": 0.1 for index in range(25)}
+    steps = tuple(
+        replace(step, facts={**step.facts, "layer_errors": errors})
+        if step.kind == "quantize"
+        else step
+        for step in report.steps
+    )
+    page = render_html(replace(report, steps=steps))
+    assert page.count("one layer alone quantized: the worst 20 of 25") == 2
+
+
 def test_the_same_report_gives_the_same_page(report: Report) -> None:
     assert render_html(report) == render_html(report)
 

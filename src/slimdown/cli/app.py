@@ -168,6 +168,13 @@ def quantize(
         int | None,
         typer.Option(help="Images that calibrate.", show_default=str(Quantize.num_images)),
     ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Bring sensitive layers back until the outputs are so near: 0.1 is a tenth.",
+            show_default="bring back none",
+        ),
+    ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Layers to keep in float; may be given again."),
@@ -198,6 +205,7 @@ def quantize(
             "calibration": calibration,
             "effort": effort,
             "num_images": num_images,
+            "max_error": max_error,
             "exclude": exclude,
             "profile": profile,
         },

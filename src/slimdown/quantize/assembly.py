@@ -23,6 +23,8 @@ class Network:
     reference: GraphModule
     quantized: GraphModule
     """Shares no tensor with the reference."""
+    placement: Placement
+    """Where the quantizers stand."""
     ranges: Mapping[str, RangeStatistics]
     """Producer -> what was seen of its values."""
     num_images: int
@@ -58,10 +60,27 @@ class Assembly:
                 "the task has no calibration images: the ranges of activations need a few dozen; "
                 "give the data a training or a calibration split"
             )
-        quantized = insert_quantizers(copy.deepcopy(reference), self.placement).eval()
-        set_activation_grids_(quantized, self.placement, ranges, self.calibration)
-        set_weight_grids_(quantized, self.placement)
+        quantized = insert_with_grids(
+            copy.deepcopy(reference), self.placement, ranges, self.calibration
+        )
         round_biases_(quantized)
         return Network(
-            reference=reference, quantized=quantized, ranges=ranges, num_images=num_images
+            reference=reference,
+            quantized=quantized,
+            placement=self.placement,
+            ranges=ranges,
+            num_images=num_images,
         )
+
+
+def insert_with_grids(
+    reference: GraphModule,
+    placement: Placement,
+    ranges: Mapping[str, RangeStatistics],
+    calibration: Calibration,
+) -> GraphModule:
+    """The reference with quantizers and their grids put in; it shares the reference's tensors."""
+    quantized = insert_quantizers(reference, placement).eval()
+    set_activation_grids_(quantized, placement, ranges, calibration)
+    set_weight_grids_(quantized, placement)
+    return quantized

@@ -81,8 +81,9 @@ def plan_placement(
     Weights get `weight_bits`, and what layers read gets `activation_bits`; the first and the last
     layer and their inputs keep 8, as in Esser 2020, arXiv:1902.08153. Of weights that have 7 they
     have 7, too: that many cost little, and are for CPUs whose 16-bit sums saturate in any layer.
-    `bits_of` (glob of labels -> bits of the weight) has the last word. Raises RecipeError for bits
-    outside of 2 to 8.
+    `bits_of` (glob of labels -> bits of the weight, and at least so many for what the layer reads)
+    has the last word. What several layers read gets the most bits that one of them wants. Raises
+    RecipeError for bits outside of 2 to 8.
     """
     for bits in (weight_bits, activation_bits, *bits_of.values()):
         _check_bits(bits)
@@ -114,12 +115,20 @@ def plan_placement(
     nodes, attributes = {n.name: n for n in graph_module.graph.nodes}, attributes_of(graph_module)
     labels = {name: label_of(node) for name, node in nodes.items()}
     ends = _first_and_last(graph_module)
-    narrow = set(weights.values()) - {weights[layer] for layer in ends & weights.keys()}
-
-    def bits_of_weight(layer: str) -> int:
-        chosen = [bits for glob, bits in bits_of.items() if fnmatchcase(labels[layer], glob)]
-        spared = layer in ends and weight_bits < SPARED_BELOW
-        return chosen[-1] if chosen else 8 if spared else weight_bits
+    spared = ends if weight_bits < SPARED_BELOW else set()
+    chosen = {
+        layer: bits
+        for glob, bits in bits_of.items()
+        for layer in weights
+        if fnmatchcase(labels[layer], glob)
+    }
+    bits_of_weight = {
+        layer: chosen.get(layer, 8 if layer in spared else weight_bits) for layer in weights
+    }
+    bits_of_input: dict[str, int] = {}
+    for layer, producer in weights.items():
+        wanted_bits = 8 if layer in ends else max(activation_bits, chosen.get(layer, 0))
+        bits_of_input[producer] = max(wanted_bits, bits_of_input.get(producer, 0))
 
     def range_of_weight(layer: str) -> Range:
         weight = attributes[str(layer_tensors(nodes[layer])[0].target)]
@@ -133,16 +142,22 @@ def plan_placement(
         weights=weights,
         kept_float=kept_float,
         activation_ranges={
-            producer: _narrow(
-                profile.activation_range, activation_bits if producer in narrow else 8
-            )
+            producer: _narrow(profile.activation_range, bits_of_input.get(producer, 8))
             for producer in activations
         },
         weight_ranges={
-            layer: _narrow(range_of_weight(layer), bits_of_weight(layer)) for layer in weights
+            layer: _narrow(range_of_weight(layer), bits) for layer, bits in bits_of_weight.items()
         },
         symmetric=profile.symmetric,
     )
+
+
+def integer_nodes(
+    graph_module: GraphModule, profile: Profile, exclude: Sequence[str] = ()
+) -> list[Node]:
+    """The nodes that read INT8 by that plan: layers and, where the profile wants it, sums."""
+    nodes = graph_module.graph.nodes
+    return [node for node in nodes if _reason_for_float(node, profile, exclude) is None]
 
 
 def insert_quantizers(graph_module: GraphModule, placement: Placement) -> GraphModule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from glob import escape
 from typing import Literal
 
 import torch
@@ -18,18 +20,21 @@ from slimdown.images import stream_images
 from slimdown.quantize.assembly import Assembly, Network
 from slimdown.quantize.calibrate import CALIBRATIONS, Calibration
 from slimdown.quantize.fake_quantize import is_fake_quantized
+from slimdown.quantize.fallback import Fallback
 from slimdown.quantize.fold import fold_batch_norms
 from slimdown.quantize.grids import describe_ranges
 from slimdown.quantize.half import HalfPrecision, check_half
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.ladder import EFFORTS, Effort, climb
+from slimdown.quantize.ladder import EFFORTS, REFINEMENTS, Effort, climb
 from slimdown.quantize.placement import (
     Placement,
     insert_quantizers,
+    integer_nodes,
     label_of,
     plan_placement,
 )
-from slimdown.quantize.profiles import find_profile
+from slimdown.quantize.profiles import Profile, find_profile
+from slimdown.quantize.sensitivity import FLOAT, Plan, measure_alone
 from slimdown.suggest import advise
 
 PRECISIONS = ("int8", "float16")
@@ -55,6 +60,11 @@ class Quantize:
     stand (None: the target's own, or "onnxruntime-x86" without a target), `effort` says what is
     tried beyond ranges (see `quantize.ladder`), and layers whose name matches a glob of `exclude`
     stay in float.
+
+    `max_error` is how far the outputs may lie from those of the float network, for how much they
+    vary from image to image: 0.1 is a tenth. Where they lie farther, the layers that suffer most
+    get 8 bits instead of fewer, or stay in float, until they do not; None: as many layers as can
+    be are quantized.
     """
 
     precision: Literal["int8", "float16"] = "int8"
@@ -64,6 +74,7 @@ class Quantize:
     profile: str | None = None
     num_images: int = 256
     effort: Effort = "balanced"
+    max_error: float | None = None
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,6 +101,21 @@ class Quantize:
             find_profile(self.profile)
         if self.num_images < 1:
             raise RecipeError(f"quantize.num_images must be at least 1, got {self.num_images}")
+        self._check_max_error()
+
+    def _check_max_error(self) -> None:
+        if self.max_error is None:
+            return
+        if isinstance(self.max_error, bool) or not 0 < self.max_error < float("inf"):
+            raise RecipeError(
+                "quantize.max_error is the error of the outputs over their spread and must be "
+                f"above 0, got {self.max_error!r}: 0.1 is a tenth"
+            )
+        if self.precision != "int8":
+            raise RecipeError(
+                "quantize.max_error brings layers back from int8, and quantize.precision is "
+                f"{self.precision}: leave one of them out"
+            )
 
     @property
     def kind(self) -> str:
@@ -116,20 +142,16 @@ class Quantize:
         labels = {node.name: label_of(node) for node in graph_module.graph.nodes}
         _check_exclude(self.exclude, labels.values())
         profile = find_profile(self.profile or DEFAULT_PROFILE)
-        placement = plan_placement(
-            graph_module,
-            profile,
-            self.exclude,
-            weight_bits=self.weight_bits,
-            activation_bits=self.activation_bits,
-        )
+        plan = partial(self._plan, graph_module, profile)
+        placement = plan({})
         if not placement.weights:
             raise BadInput(f"this model has no layer to quantize: {_explain(placement, labels)}")
         assemble = self._assembly(graph_module, placement, labels, task, context)
         network = assemble(graph_module)
-        ladder: list[Json] = []
-        if EFFORTS[self.effort]:
-            network, ladder = self._climb(network, assemble, context)
+        readers = integer_nodes(graph_module, profile, self.exclude)
+        readers_by_label = list(dict.fromkeys(labels[node.name] for node in readers))
+        network, ladder, errors = self._improve(network, assemble, plan, readers_by_label, context)
+        placement = network.placement
         facts = {
             "precision": "int8",
             "profile": profile.name,
@@ -143,6 +165,9 @@ class Quantize:
                 for name, (low, high) in placement.weight_ranges.items()
             },
             "kept_float": {labels[name]: why for name, why in placement.kept_float.items()},
+            "layer_errors": {
+                label: next(iter(by_bits.values())) for label, by_bits in errors.items()
+            },
             "ranges": describe_ranges(network.quantized, placement, network.ranges, labels),
         }
         structure = {"precision": "int8", "profile": profile.name, **placement.to_json()}
@@ -181,19 +206,76 @@ class Quantize:
             after_batch=after_batch,
         )
 
-    def _climb(
-        self, network: Network, assemble: Assembly, context: Context
-    ) -> tuple[Network, list[Json]]:
-        """Try the rungs of this effort, on some of the images and judged on others."""
-        rungs = EFFORTS[self.effort]
-        fitted, held_out = split_images(assemble.images())
+    def _plan(
+        self, graph_module: GraphModule, profile: Profile, bits_of: Mapping[str, int]
+    ) -> Placement:
+        """What the recipe asks for, but for the layers (by label) that have other bits."""
+        kept_float = [escape(label) for label, bits in bits_of.items() if bits == FLOAT]
+        return plan_placement(
+            graph_module,
+            profile,
+            (*self.exclude, *kept_float),
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            bits_of={escape(label): bits for label, bits in bits_of.items() if bits != FLOAT},
+        )
 
-        def after(rung: str) -> None:
-            context.show(Progress(rung, rungs.index(rung), len(rungs)))
+    def _improve(
+        self,
+        network: Network,
+        assemble: Assembly,
+        plan: Plan,
+        readers: Sequence[str],
+        context: Context,
+    ) -> tuple[Network, list[Json], dict[str, dict[int, float]]]:
+        """Climb the ladder, and bring layers back where the recipe limits the error.
+
+        Returns the network, what came of each rung, and the errors of `measure_alone`; `readers`
+        are the labels of what reads INT8.
+        """
+        rungs = EFFORTS[self.effort]
+        if not rungs and self.max_error is None:
+            return network, [], {}
+        fitted, held_out = split_images(assemble.images())
+        judge = Judge(network.reference, held_out)
+
+        def show(label: str, done: int, total: int) -> None:
+            context.show(Progress(label, done, total))
             _stop_if_requested(context)
 
-        judge = Judge(network.reference, held_out)
-        return climb(network, rungs, assemble=assemble, judge=judge, images=fitted, after=after)
+        network, ladder = climb(
+            network,
+            rungs,
+            assemble=assemble,
+            judge=judge,
+            images=fitted,
+            after=lambda rung: show(rung, rungs.index(rung), len(rungs)),
+        )
+        if self.max_error is None:
+            return network, ladder, {}
+        errors = measure_alone(
+            network,
+            readers,
+            plan=plan,
+            calibration=self.calibration,
+            images=held_out,
+            after=lambda done: show("sensitivity", done, len(readers)),
+        )
+        kept = [step for step in ladder if step["kept"]]
+        if kept[-1]["error"] <= self.max_error:
+            return network, ladder, errors
+        fall_back = Fallback(
+            limit=self.max_error,
+            labels=assemble.labels,
+            plan=plan,
+            calibration=self.calibration,
+            judge=judge,
+            fitted=fitted,
+            after=show,
+        )
+        is_refined = any(step["rung"] in REFINEMENTS for step in kept)
+        network, step = fall_back(network, errors, is_refined=is_refined)
+        return network, [*ladder, step], errors
 
 
 def split_images(batches: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -235,6 +317,7 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
         "quantized": [],
         "weight_bits": {},
         "kept_float": {},
+        "layer_errors": {},
         "ranges": [],
     }
     return StageResult(model=half, structure={"precision": "float16"}, facts=facts)

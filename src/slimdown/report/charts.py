@@ -31,6 +31,7 @@ LABELS = 84.0  # pixels left of the bars, for the names of steps
 MAX_LABEL = 12
 VALUES = 72.0  # pixels right of them, for the figures
 ROW = 25.0
+MOST_LAYERS = 20
 
 
 def draw_accuracies(rows: Sequence[Row], *, name: str) -> str:
@@ -118,6 +119,23 @@ def draw_sensitivity(curves: Mapping[str, Sequence[Sequence[float]]], *, name: s
         axes.set_xlabel(f"share kept of one group; {_short(worst)} matters most", labelpad=2)
         _grid_(axes)
         return inline_svg(figure, name=name, label="Error of the output against the share kept")
+
+
+def draw_layer_errors(errors: Mapping[str, float], *, name: str) -> str:
+    """The output's error where one layer alone is quantized, worst first; the worst 20 of them."""
+    worst = sorted(errors.items(), key=lambda each: -each[1])[:MOST_LAYERS]
+    finite = [error for _, error in worst if np.isfinite(error)]
+    longest = max([*finite, 1e-12])
+    with _drawing(len(worst) * 17 + 8, left=WIDTH / 2, right=60) as (figure, axes):
+        for y, (_, error) in enumerate(worst):
+            axes.barh(y, min(error, longest), height=0.6, color=AFTER)
+        axes.set_xlim(0, longest)
+        _hide_x_axis_(axes, len(worst))
+        # the end of a label tells layers apart, the beginning is the same for many of them
+        labels = [label if len(label) <= 26 else f"…{label[-25:]}" for label, _ in worst]
+        _label_places_(axes, range(len(worst)), labels, pad=WIDTH / 2)
+        _write_values_(axes, range(len(worst)), [f"{error:.2g}" for _, error in worst])
+        return inline_svg(figure, name=name, label="Error of the output with one layer quantized")
 
 
 def draw_ranges(ranges: Sequence[Json], *, name: str, label: str) -> str:
@@ -232,10 +250,22 @@ def _label_rows_(
 ) -> None:
     """Names on the left, figures on the right, `lift` rows above each row's line."""
     places = [y - lift for y in range(len(rows))]
-    axes.set_yticks(places, [_short(row.label) for row in rows])
-    axes.tick_params(axis="y", labelcolor=INK, pad=LABELS)
+    _label_places_(axes, places, [_short(row.label) for row in rows], pad=LABELS)
+    _write_values_(axes, places, texts)
+
+
+def _label_places_(
+    axes: Axes, places: Sequence[float], labels: Sequence[str], *, pad: float
+) -> None:
+    """Names on the left, `pad` pixels before the bars."""
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", labelcolor=INK, pad=pad)
     for label in axes.get_yticklabels():
         label.set_horizontalalignment("left")
+
+
+def _write_values_(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
+    """Figures on the right."""
     for y, text in zip(places, texts, strict=True):
         axes.annotate(
             text,

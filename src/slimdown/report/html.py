@@ -129,6 +129,11 @@ def _draw_facts(facts: Json, name: str) -> Iterator[Chart]:
         svg = charts.draw_sensitivity(sensitivity, name=f"sensitivity-{name}")
         title = "Error of the output when one group alone is pruned"
         yield _chart(title, svg, muted="a group of channels", after="the one that matters most")
+    if errors := facts.get("layer_errors"):
+        svg = charts.draw_layer_errors(errors, name=f"layer-errors-{name}")
+        shown, count = min(len(errors), charts.MOST_LAYERS), len(errors)
+        title = f"Error of the output with one layer alone quantized: the worst {shown} of {count}"
+        yield _chart(title, svg)
     if history := facts.get("history"):
         svg = charts.draw_losses(history, name=f"loss-{name}")
         yield _chart("Training loss", svg, after="loss", muted="soft term", dashed="hard term")
