@@ -28,8 +28,8 @@ from slimdown.targets import find_target
 
 LIBRARIES = ("timm", "transformers", "ultralytics")
 """Of models, each an extra of its name."""
-MADE_TO_COUNT = ("torchvision", "timm")
-"""Libraries whose models are made to know their size; others would fetch or write to make one."""
+MADE_TO_COUNT = ("torchvision", "timm", "onnx")
+"""Origins of models that are made to know their size; others would fetch or write to make one."""
 FETCHING_OPTIONS = {"pretrained", "weights", "weights_backbone", "checkpoint_path"}
 """Options of these libraries that ask for trained weights."""
 

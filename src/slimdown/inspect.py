@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from slimdown.core import Json
-from slimdown.errors import BadInput, RecipeError
+from slimdown.errors import BadInput, RecipeError, SlimdownError
 from slimdown.load import ModelSource, load_model
 from slimdown.measure import count_macs, count_parameters
 from slimdown.prune import ChannelGroup, find_groups
@@ -45,6 +45,8 @@ def inspect_model(source: ModelSource, *, shape: tuple[int, int, int]) -> Inspec
     example = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
     try:
         macs = count_macs(model, example)
+    except SlimdownError:
+        raise
     except Exception as error:  # whatever the user's model raises
         raise BadInput(
             f"{source.reference} takes no input of {'x'.join(map(str, shape))}: "

@@ -15,6 +15,8 @@ from slimdown.load.reference import parse_reference
         ("package.module:factory", ("module", "package.module", "factory")),
         ("models/net.py:make", ("file", "models/net.py", "make")),
         ("C:/models/net.py:make", ("file", "C:/models/net.py", "make")),
+        ("nets/net.onnx", ("onnx", "nets/net.onnx", "")),
+        ("C:/nets/net.onnx", ("onnx", "C:/nets/net.onnx", "")),
     ],
 )
 def test_takes_a_reference_apart(reference: str, parts: tuple[str, str, str]) -> None:
@@ -34,6 +36,7 @@ def test_tells_which_references_run_user_code() -> None:
     assert runs_user_code("slimdown_extras.nets:make")
     assert not runs_user_code("torchvision:resnet50")
     assert not runs_user_code("timm:resnet50")
+    assert not runs_user_code("nets/net.onnx")
     assert not runs_user_code("slimdown.load.digits_net:digits_net")
 
 

@@ -64,7 +64,7 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-Model = Annotated[str, typer.Argument(help="torchvision:resnet50, package.module:factory, …")]
+Model = Annotated[str, typer.Argument(help="torchvision:resnet50, net.onnx, module:factory, …")]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors or .pt file.")]
 Targets = Annotated[
     list[str] | None,

@@ -81,11 +81,13 @@ def describe_data(data: str) -> Json:
 
 def has_random_weights(source: ModelSource) -> bool:
     """Whether a library makes this model untrained, which is seldom meant."""
-    is_made = parse_reference(source.reference).origin in MADE_TO_COUNT
+    origin = parse_reference(source.reference).origin
+    is_made = origin in MADE_TO_COUNT and origin != "onnx"
     return is_made and source.weights is None and not FETCHING_OPTIONS & source.options.keys()
 
 
 def _name(model: str, precision: str) -> str:
-    """`resnet18-int8` of torchvision:resnet18: also the run's folder."""
-    own = re.sub(r"[^\w.+-]+", "-", model.rpartition(":")[2]).strip("-.+")
+    """`resnet18-int8` of torchvision:resnet18, or of nets/resnet18.onnx: also the run's folder."""
+    plain = Path(model).stem if model.endswith(".onnx") else model.rpartition(":")[2]
+    own = re.sub(r"[^\w.+-]+", "-", plain).strip("-.+")
     return f"{own or 'model'}-{precision}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from slimdown.core import Task, logits_of
-from slimdown.errors import BadInput
+from slimdown.errors import BadInput, SlimdownError
 from slimdown.load.classification import ClassificationTask, as_logits, judging
 
 
@@ -15,6 +15,8 @@ def check_model(model: nn.Module, task: Task) -> None:
     with judging(model) as device:
         try:
             outputs = model(example.to(device))
+        except SlimdownError:
+            raise
         except Exception as error:  # whatever the user's model raises
             raise BadInput(
                 f"the model cannot take an input of the data, {tuple(example.shape)}: "

@@ -1,4 +1,4 @@
-"""Model references -> modules: a library's by name, the user's own by factory."""
+"""Model references -> modules: a library's by name, the user's own by factory or as ONNX."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from slimdown.load.libraries import (
     make_transformers,
     make_ultralytics,
 )
+from slimdown.load.onnx import load_onnx
 from slimdown.load.reference import Reference, parse_reference
 from slimdown.load.source import ModelSource
 from slimdown.load.weights import load_weights_
@@ -147,6 +148,15 @@ def _importable_from(folder: Path) -> Iterator[None]:
             sys.path.remove(place)
 
 
+def _make_onnx(reference: Reference, options: Json) -> nn.Module:
+    if options:
+        raise RecipeError(
+            f"model.options are arguments of what makes a model, and {reference} is one already: "
+            f"leave them out, got {options}"
+        )
+    return load_onnx(Path(reference.place))
+
+
 MAKERS: dict[str, Callable[[Reference, Json], Any]] = {
     "torchvision": make_torchvision,
     "timm": make_timm,
@@ -154,4 +164,5 @@ MAKERS: dict[str, Callable[[Reference, Json], Any]] = {
     "ultralytics": make_ultralytics,
     "module": _make_users,
     "file": _make_users,
+    "onnx": _make_onnx,
 }

@@ -8,20 +8,23 @@ from slimdown.errors import RecipeError
 
 FORMS = (
     "torchvision:resnet50, timm:resnet50, transformers:vit, ultralytics:yolo11n.yaml, "
-    "package.module:factory or path/to/file.py:factory"
+    "package.module:factory, path/to/file.py:factory or path/to/model.onnx"
 )
 Library: TypeAlias = Literal["torchvision", "timm", "transformers", "ultralytics"]
 
 
 class Reference(NamedTuple):
-    """A model reference, taken apart: `place` is the library, module or file."""
+    """A model reference, taken apart: `place` is the library, module or file.
 
-    origin: Library | Literal["module", "file"]
+    An ONNX file holds one model, so it has no `name`.
+    """
+
+    origin: Library | Literal["module", "file", "onnx"]
     place: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.place}:{self.name}"
+        return f"{self.place}:{self.name}" if self.name else self.place
 
 
 def parse_reference(reference: str) -> Reference:
@@ -30,6 +33,8 @@ def parse_reference(reference: str) -> Reference:
     for known in get_args(Library):
         if library == known and model:
             return Reference(known, library, model)
+    if reference.endswith(".onnx"):
+        return Reference("onnx", reference, "")
     place, _, name = reference.rpartition(":")
     if place and name and place not in get_args(Library):
         if place.endswith(".py"):

@@ -27,7 +27,8 @@ class ModelSource:
     configuration that comes with it), or `transformers:NAME`, where NAME is OWNER/NAME on the hub,
     the folder of a checkpoint (safetensors only), or a model type such as `vit`, which is made with
     random weights. Or a function or class of the user's that makes the model:
-    `package.module:factory` or `path/to/file.py:factory`. These two EXECUTE that module or file."""
+    `package.module:factory` or `path/to/file.py:factory`. These two EXECUTE that module or file.
+    Or a network in float32 with one input, an image: `path/to/model.onnx`."""
     weights: Path | None = None
     """A .safetensors file, or a torch file (.pt, .pth, …) that holds tensors only."""
     options: Json = field(default_factory=dict)

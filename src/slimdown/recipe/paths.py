@@ -75,8 +75,9 @@ def _fill_in(text: str, place: str) -> str:
 
 
 def _absolute(text: str, keys: Keys, folder: Path) -> str:
-    """A path from the root; of a reference, the file in `models/net.py:build` if it names one."""
-    file, colon, factory = text.rpartition(":") if keys == REFERENCE else (text, "", "")
-    if keys == REFERENCE and not file.endswith(".py"):
+    """A path from the root; of a reference, that of the file that it names, if it names one."""
+    is_whole = keys != REFERENCE or text.endswith(".onnx")
+    file, colon, factory = (text, "", "") if is_whole else text.rpartition(":")
+    if not is_whole and not file.endswith(".py"):
         return text
     return f"{(folder / Path(file).expanduser()).resolve()}{colon}{factory}"
