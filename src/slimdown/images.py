@@ -20,6 +20,8 @@ def stream_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     """The same, one batch in memory at a time."""
     missing = count
     for batch in batches:
+        if len(batch) == 0:
+            continue
         yield batch[:missing]
         missing -= len(batch[:missing])
         if missing <= 0:

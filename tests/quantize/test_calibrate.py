@@ -101,9 +101,10 @@ def test_symmetric_mse_is_as_good_as_brute_force_on_the_magnitudes(
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 def test_constant_zero_gets_a_grid(calibration: Calibration) -> None:
     low, high = CALIBRATIONS[calibration](add_values(None, torch.zeros(9)), LEVELS)
-    assert fit_grid(low, high, 0, 255) == (1.0, 0)
-    assert fit_grid(low, high, -128, 127) == (1.0, -128)
-    assert fit_grid(low, high, -128, 127, symmetric=True) == (1.0, 0)
+    # As if it reached to 1, so that a bias is kept in steps of a 255th of the weight's.
+    assert fit_grid(low, high, 0, 255) == (pytest.approx(1 / 255), 0)
+    assert fit_grid(low, high, -128, 127) == (pytest.approx(1 / 255), -128)
+    assert fit_grid(low, high, -128, 127, symmetric=True) == (pytest.approx(1 / 127), 0)
 
 
 def test_grid_spans_its_range_and_zero_is_a_level() -> None:

@@ -169,10 +169,12 @@ def fit_grid(
     low: float, high: float, quant_min: int, quant_max: int, *, symmetric: bool = False
 ) -> Grid:
     """The grid over [low, high] on which zero is a level, and level 0 where it is symmetric."""
-    span = max(-low, high) / quant_max if symmetric else (high - low) / (quant_max - quant_min)
-    scale = float(torch.tensor(span))  # as float32 stores it
-    if scale < _SMALLEST_SCALE:
-        return Grid(1.0, 0 if symmetric else quant_min)  # only zero was seen: any scale holds it
+    span, num_steps = high - low, quant_max - quant_min
+    if symmetric:
+        span, num_steps = max(-low, high), quant_max
+    scale = float(torch.tensor(span / num_steps))  # as float32 stores it
+    if scale < _SMALLEST_SCALE:  # only zero was seen, which any scale holds; biases want a fine one
+        scale = float(torch.tensor(1 / num_steps))
     if symmetric:
         return Grid(scale, 0)
     zero_point = round(quant_min - low / scale)

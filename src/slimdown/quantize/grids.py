@@ -117,6 +117,37 @@ def describe_ranges(
     return activations + weights
 
 
+CRUSHED = 0.9
+"""Of the values other than zero: from so many that a grid makes zero, the user is told."""
+
+
+def find_crushed(
+    quantized: GraphModule,
+    placement: Placement,
+    seen: Mapping[str, RangeStatistics],
+    labels: Mapping[str, str],
+) -> list[str]:
+    """A remark on each activation of which a few far values leave next to nothing.
+
+    They are kept all the same: where they are no mistake, they often decide about the output (Sun
+    2024, arXiv:2402.17762), which the squared error alone cannot tell.
+    """
+    notes = []
+    for producer in placement.activations:
+        scale = float(activation_quantizer(quantized, producer).scale)
+        values, counts = seen[producer].histogram()
+        is_zero, others = values.abs() < scale / 2, counts * (values != 0)
+        share = float(others[is_zero].sum() / others.sum().clamp(min=1))
+        if share >= CRUSHED:
+            largest = max(-seen[producer].low, seen[producer].high)
+            notes.append(
+                f"{labels[producer]}: {100 * share:.0f} % of its values become zero in INT8, since "
+                f"others reach {largest:.3g}: look at the images and at the weights before it, or "
+                "take another quantize.calibration, such as percentile, or exclude what reads it"
+            )
+    return notes
+
+
 def _describe(
     label: str,
     kind: Literal["activation", "weight"],

@@ -37,12 +37,26 @@ class Judge:
             if spread > 0
         ]
         if not shares:
-            raise BadInput(
-                "the network gives the same for all calibration images, so nothing can be told of "
-                "its quantization: look at the images and at the weights"
-            )
+            raise BadInput(self._why_nothing_differs())
         mean = sum(shares) / len(shares)
         return float("inf") if isnan(mean) else sqrt(mean)
+
+    def _why_nothing_differs(self) -> str:
+        if sum(len(batch) for batch in self.images) == 1:
+            return (
+                "one calibration image tells nothing of how outputs differ: give a few dozen, or "
+                "take quantize.effort: fast, which compares nothing"
+            )
+        if not all(bool(x.isfinite().all()) for outputs in self.expected for x in outputs):
+            return (
+                "the network gives NaN or infinity for calibration images, before any "
+                "quantization: look at the images and at its last layers"
+            )
+        return (
+            "the network gives the same for all calibration images, so nothing can be told of its "
+            "quantization: look at the images and at the weights, or take quantize.effort: fast, "
+            "which compares nothing"
+        )
 
 
 def _outputs(network: nn.Module, batch: Tensor) -> list[Tensor]:

@@ -49,8 +49,9 @@ PROFILES = {
         ),
         # Grids travel through the graph by themselves here; what is left float between two layers
         # (softmax, norms, products of activations) is fused into one kernel with its neighbors. A
-        # sum is done in float behind the convolution that alone writes an operand: a quantizer there
-        # is dropped, and torch would compute something else (34 instead of 47 dB on a ResNet-20).
+        # sum is done in float behind the convolution that alone writes an operand: a quantizer
+        # there is dropped, and torch would compute something else (34 instead of 47 dB on a
+        # ResNet-20).
         Profile(
             name="openvino",
             reads=frozenset({"conv", "linear", "add"}),

@@ -19,10 +19,11 @@ from slimdown.errors import BadInput, Interrupted, RecipeError
 from slimdown.images import stream_images
 from slimdown.quantize.assembly import Assembly, Network
 from slimdown.quantize.calibrate import CALIBRATIONS, Calibration
+from slimdown.quantize.checks import as_calibration, check_weights
 from slimdown.quantize.fake_quantize import is_fake_quantized
 from slimdown.quantize.fallback import Fallback
 from slimdown.quantize.fold import fold_batch_norms
-from slimdown.quantize.grids import describe_ranges
+from slimdown.quantize.grids import describe_ranges, find_crushed
 from slimdown.quantize.half import HalfPrecision, check_half
 from slimdown.quantize.judge import Judge
 from slimdown.quantize.ladder import EFFORTS, REFINEMENTS, Effort, climb
@@ -99,8 +100,15 @@ class Quantize:
             )
         if self.profile is not None:
             find_profile(self.profile)
-        if self.num_images < 1:
-            raise RecipeError(f"quantize.num_images must be at least 1, got {self.num_images}")
+        count = self.num_images
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise RecipeError(f"quantize.num_images must be at least 1, got {count!r}")
+        is_list = isinstance(self.exclude, list | tuple)
+        if not is_list or not all(isinstance(glob, str) for glob in self.exclude):
+            raise RecipeError(
+                f"quantize.exclude must be a list of globs such as ['features.0*'], "
+                f"got {self.exclude!r}"
+            )
         self._check_max_error()
 
     def _check_max_error(self) -> None:
@@ -146,6 +154,7 @@ class Quantize:
         placement = plan({})
         if not placement.weights:
             raise BadInput(f"this model has no layer to quantize: {_explain(placement, labels)}")
+        check_weights(graph_module, placement, labels)
         assemble = self._assembly(graph_module, placement, labels, task, context)
         network = assemble(graph_module)
         readers = integer_nodes(graph_module, profile, self.exclude)
@@ -169,6 +178,7 @@ class Quantize:
                 label: next(iter(by_bits.values())) for label, by_bits in errors.items()
             },
             "ranges": describe_ranges(network.quantized, placement, network.ranges, labels),
+            "notes": find_crushed(network.quantized, placement, network.ranges, labels),
         }
         structure = {"precision": "int8", "profile": profile.name, **placement.to_json()}
         return StageResult(model=network.quantized, structure=structure, facts=facts)
@@ -192,7 +202,7 @@ class Quantize:
 
         def images() -> Iterator[Tensor]:
             for batch in stream_images(task.calibration_batches(), self.num_images):
-                yield batch.to(device)
+                yield as_calibration(batch, graph_module).to(device)
 
         def after_batch(num_images: int) -> None:
             context.show(Progress("calibrate", num_images, self.num_images))
@@ -237,6 +247,11 @@ class Quantize:
         if not rungs and self.max_error is None:
             return network, [], {}
         fitted, held_out = split_images(assemble.images())
+        if not held_out:
+            raise BadInput(
+                "the task gave calibration images once, and none when asked again: "
+                "calibration_batches must begin anew each time it is called"
+            )
         judge = Judge(network.reference, held_out)
 
         def show(label: str, done: int, total: int) -> None:
@@ -319,6 +334,7 @@ def _to_half(graph_module: GraphModule, task: Task) -> StageResult:
         "kept_float": {},
         "layer_errors": {},
         "ranges": [],
+        "notes": [],
     }
     return StageResult(model=half, structure={"precision": "float16"}, facts=facts)
 

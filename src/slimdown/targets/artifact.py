@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+from torch import Tensor
 
 from slimdown.core import Artifact, Preprocess, Task
 from slimdown.files import hash_files, write_bytes
@@ -36,6 +39,12 @@ def write_artifact(target: str, model: ModelProto, task: Task, folder: Path) -> 
         size_bytes=sum(len(content) for content in contents.values()),
         precision=precision_of(model),
     )
+
+
+def to_array(inputs: Tensor) -> npt.NDArray[Any]:
+    """Inputs as a runtime takes them: floats as float32, and integers as they are."""
+    inputs = inputs.detach().cpu()
+    return (inputs.float() if inputs.is_floating_point() else inputs).contiguous().numpy()
 
 
 def _to_json(value: object) -> bytes:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from slimdown.core import Artifact, Predict, Task
-from slimdown.targets.artifact import write_artifact
+from slimdown.errors import BadInput
+from slimdown.targets.artifact import to_array, write_artifact
 from slimdown.targets.audit import Kernel, audit_layers, layer_behind
 from slimdown.targets.onnx import INPUT, Dialect, to_onnx
 from slimdown.targets.onnx_passes import producers
@@ -70,7 +71,7 @@ class _Predictor:
     session: InferenceSession
 
     def __call__(self, inputs: Tensor) -> Any:
-        array = inputs.detach().to("cpu", torch.float32).contiguous().numpy()
+        array = to_array(inputs)
         outputs = [torch.from_numpy(output) for output in self.session.run(None, {INPUT: array})]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -151,4 +152,10 @@ def _options(num_threads: int) -> SessionOptions:
 def _start(path: Path, options: SessionOptions) -> InferenceSession:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of a dozen kinds, none of which it exports
+        raise BadInput(
+            f"ONNX Runtime cannot run this model: {str(error).strip().splitlines()[0]}; "
+            "keep the operator named there out of its forward, or its input in float32"
+        ) from error

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from slimdown.core import Artifact, Predict, Task
-from slimdown.errors import MissingExtra
-from slimdown.targets.artifact import write_artifact
+from slimdown.errors import BadInput, MissingExtra
+from slimdown.targets.artifact import to_array, write_artifact
 from slimdown.targets.audit import Kernel, audit_layers, layer_behind
 from slimdown.targets.onnx import Dialect, to_onnx
 from slimdown.targets.onnx_passes import producers
@@ -70,7 +70,7 @@ class _Predictor:
     request: Any  # an openvino.InferRequest
 
     def __call__(self, inputs: Tensor) -> Any:
-        array = inputs.detach().to("cpu", torch.float32).contiguous().numpy()
+        array = to_array(inputs)
         # Copied: the runtime writes the next outputs into the same memory.
         results = self.request.infer([array], share_inputs=True, share_outputs=False)
         outputs = [torch.from_numpy(output) for output in results.to_tuple()]
@@ -129,7 +129,14 @@ def _compile(path: Path, num_threads: int) -> Any:
         # bfloat16, the default where the CPU has it, is 10 to 35 dB away from float32.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    return openvino.Core().compile_model(str(path), "CPU", settings)
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", settings)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())[:300]
+        raise BadInput(
+            f"OpenVINO cannot run this model: {cause}; keep the operator named there out of its "
+            "forward"
+        ) from error
 
 
 def _import_openvino() -> Any:
