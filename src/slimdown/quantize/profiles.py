@@ -76,7 +76,8 @@ PROFILES = {
         # graph by itself (docs.nvidia.com, TensorRT, "Working with Quantized Types" and "Explicit
         # Quantization"). A convolution takes the sum behind it into its kernel, and writes INT8
         # only where the residual operand is INT8; a quantizer between the two would part them
-        # (TensorFlow Quantization Toolkit, "Add Custom QDQ Insertion Case"). Read, not run.
+        # (TensorFlow Quantization Toolkit, "Add Custom QDQ Insertion Case"). TensorRT-RTX 1.7.1
+        # builds an engine of such a file and refuses any other zero point; not run.
         Profile(
             name="tensorrt",
             reads=frozenset({"conv", "linear", "add"}),
@@ -93,7 +94,7 @@ PROFILES = {
         # channel. Its Winograd kernels for 3x3 overflow with more than 6 bits: with 64 channels at
         # their extremes ncnn 1.0.20261020 is wrong by 80 % with 8 bits, by 160 % with 7, and right
         # with 6, which its own tool takes for these layers (Tencent/ncnn, tools/quantize/
-        # ncnn2table.cpp and pull request 891).
+        # ncnn2table.cpp and pull request 891). On these grids it gives what torch gives, to 1e-4.
         Profile(
             name="ncnn",
             reads=frozenset({"conv", "linear"}),
