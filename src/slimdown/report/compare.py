@@ -84,9 +84,9 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What stages had to say beside their figures, each once."""
-        notes = [note for row in self.rows for note in row.step.facts.get("notes", ())]
-        return list(dict.fromkeys(notes))
+        """What stages had to say beside their figures, each once, and not the data."""
+        steps = [row.step for row in self.rows if row.step.parent is not None]
+        return list(dict.fromkeys(note for step in steps for note in step.facts.get("notes", ())))
 
     @property
     def metric(self) -> str:
