@@ -33,8 +33,8 @@ def load_onnx(path: Path) -> OnnxModule:
     _refuse_unknown(graph)
     with torch.no_grad():
         module = _Importer(graph).run()
-        free_batch_(module)
-    return module.eval()
+        free_batch_(module.eval())
+    return module
 
 
 def _refuse_unknown(graph: OnnxGraph) -> None:
@@ -83,8 +83,8 @@ class _Importer:
                 f"{self.graph.path}: the output {idle[0]!r} does not depend on the image: export "
                 "the network again, or cut the output off"
             )
-        self.module._steps = tuple(_without_idle(self.steps, outputs))
-        self.module._outputs = outputs
+        self.module.steps = tuple(_without_idle(self.steps, outputs))
+        self.module.outputs = outputs
         return self.module
 
     def _add(self, node: OnnxNode) -> None:

@@ -28,11 +28,14 @@ class BatchNorm(nn.BatchNorm2d):
 class InstanceNorm(nn.Module):
     """An instance norm of inputs of any rank; `weight` and `bias` (C,), or neither."""
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight: nn.Parameter | None = None
-        self.bias: nn.Parameter | None = None
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)

@@ -53,23 +53,28 @@ class OnnxModule(nn.Module):
         self, *, file: str, opset: int, input_name: str, input_shape: tuple[int | None, ...]
     ) -> None:
         super().__init__()
-        self._file = file
-        self._opset = opset
-        self._input = input_name
-        self._input_shape = input_shape
-        self._steps: tuple[Step, ...] = ()
-        self._outputs: tuple[str, ...] = ()
+        self.file = file
+        self.opset = opset
+        self.input_name = input_name
+        self.input_shape = input_shape
+        self.steps: tuple[Step, ...] = ()
+        self.outputs: tuple[str, ...] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch size of the file; None is any."""
+        return self.input_shape[0]
 
     @property
     def is_channels_last(self) -> bool:
         """Whether the file takes (N, H, W, C), as TensorFlow does."""
-        _, first, _, last = self._input_shape
+        _, first, _, last = self.input_shape
         return last in COLORS and first not in COLORS
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
         """(C, H, W) of its images; None is any size."""
-        _, *sizes = self._input_shape
+        _, *sizes = self.input_shape
         if self.is_channels_last:
             height, width, channels = sizes
             return channels, height, width
@@ -78,18 +83,18 @@ class OnnxModule(nn.Module):
     def forward(self, x: Tensor) -> Any:
         self._check(x)
         values = self.start(x)
-        for step in self._steps:
+        for step in self.steps:
             self.run_(step, values)
-        outputs = tuple(self._read(name, values) for name in self._outputs)
+        outputs = tuple(self.read(name, values) for name in self.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def start(self, x: Tensor) -> Values:
         """The values before the first step."""
-        return {self._input: x.permute(0, 2, 3, 1) if self.is_channels_last else x}
+        return {self.input_name: x.permute(0, 2, 3, 1) if self.is_channels_last else x}
 
     def run_(self, step: Step, values: Values) -> None:
         """Add a step's outputs to `values`, and take away what is read for the last time."""
-        inputs = tuple(self._read(source, values) for source in step.inputs)
+        inputs = tuple(self.read(source, values) for source in step.inputs)
         for name in step.last_reads:
             del values[name]
         results = self._call(step, inputs)
@@ -100,13 +105,14 @@ class OnnxModule(nn.Module):
     def _call(self, step: Step, inputs: tuple[Value | None, ...]) -> Any:
         if isinstance(step.call, str):
             return self.get_submodule(step.call)(inputs[0])
-        call = Call(step.op, self._opset, inputs, step.attributes, len(step.outputs))
+        call = Call(step.op, self.opset, inputs, step.attributes, len(step.outputs))
         try:
             return step.call(call)
         except Unsupported as error:
-            raise refusal(self._file, step.label, error) from error
+            raise refusal(self.file, step.label, error) from error
 
-    def _read(self, source: Source, values: Values) -> Any:
+    def read(self, source: Source, values: Values) -> Any:
+        """An input of a step."""
         if isinstance(source, str):
             return values[source]
         if isinstance(source, Held):
@@ -123,7 +129,7 @@ class OnnxModule(nn.Module):
         )
         if not fits:
             raise BadInput(
-                f"{self._file} takes images of {_spell(self.image_shape)}, got {_spell(given)}: "
+                f"{self.file} takes images of {_spell(self.image_shape)}, got {_spell(given)}: "
                 "give that size (preprocess.size in a recipe, --input of inspect), or export it "
                 "with a dynamic height and width"
             )

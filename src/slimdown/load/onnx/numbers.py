@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,18 +19,22 @@ MOST_NUMBERS = 64
 
 
 class Numbers(NamedTuple):
-    """A row of numbers, or one alone; each may be a size that a trace leaves open."""
+    """A few numbers in the order of memory; each may be a size that a trace leaves open."""
 
     values: tuple[Any, ...]
-    is_scalar: bool = False
+    shape: tuple[int, ...]
 
     @property
-    def ndim(self) -> int:
-        return 0 if self.is_scalar else 1
+    def array(self) -> npt.NDArray[Any]:
+        """The numbers as Python objects in an array, to be moved around by numpy."""
+        array = np.empty(len(self.values), dtype=object)
+        for index, value in enumerate(self.values):  # numpy would take sizes apart
+            array[index] = value
+        return array.reshape(self.shape)
 
     def to_tensor(self, device: torch.device | None = None) -> Tensor:
-        tensor = torch.tensor([_plain(value) for value in self.values], device=device)
-        return tensor.reshape(()) if self.is_scalar else tensor
+        values = [int(each) if isinstance(each, torch.SymInt) else each for each in self.values]
+        return torch.tensor(values, device=device).reshape(self.shape)
 
 
 Value: TypeAlias = Tensor | Numbers
@@ -39,28 +45,30 @@ def as_value(constant: Tensor) -> Value:
     few = constant.numel() <= (1 if constant.is_floating_point() else MOST_NUMBERS)
     if constant.ndim > 1 or not few:
         return constant
-    return Numbers(tuple(constant.reshape(-1).tolist()), constant.ndim == 0)
+    return Numbers(tuple(constant.reshape(-1).tolist()), tuple(constant.shape))
 
 
 def one(value: Any) -> Numbers:
-    return Numbers((value,), True)
+    return Numbers((value,), ())
 
 
 def row(values: Iterable[Any]) -> Numbers:
-    return Numbers(tuple(values))
+    values = tuple(values)
+    return Numbers(values, (len(values),))
 
 
-def apply(function: Callable[[Any], Any], numbers: Numbers) -> Numbers:
-    """A function of each number."""
-    return Numbers(tuple(function(value) for value in numbers.values), numbers.is_scalar)
+def from_array(array: Any) -> Numbers:
+    """What numpy made of `Numbers.array`; of a single number it makes that itself."""
+    if not isinstance(array, np.ndarray):
+        return one(array)
+    return Numbers(tuple(array.reshape(-1)), array.shape)
 
 
 def combine(function: Callable[..., Any], *operands: Numbers) -> Numbers:
-    """A function of the numbers at each place, one number fitting any row."""
-    length = max((len(each.values) for each in operands), key=lambda size: (size != 1, size))
-    rows = [each.values * length if len(each.values) == 1 else each.values for each in operands]
-    is_scalar = all(each.is_scalar for each in operands)
-    return Numbers(tuple(function(*each) for each in zip(*rows, strict=True)), is_scalar)
+    """A function of the numbers at each place, broadcast as tensors are."""
+    arrays = np.broadcast_arrays(*(each.array for each in operands))
+    values = tuple(function(*each) for each in zip(*(a.reshape(-1) for a in arrays), strict=True))
+    return Numbers(values, arrays[0].shape)
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -70,7 +78,3 @@ def divide(a: Any, b: Any) -> Any:
     if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
         return a // b  # sizes, so neither is below zero
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, torch.SymInt) else value

@@ -88,8 +88,6 @@ def read_onnx(path: Path) -> OnnxGraph:
     graph = model.graph
     _refuse_quantized(graph, path)
     _refuse_halves(graph, path)
-    for tensor in _tensors(graph):
-        _read_external_(tensor, path)
     name, shape = _image_input(graph, path)
     return OnnxGraph(
         path=path,
@@ -130,16 +128,32 @@ def _parse(path: Path) -> ModelProto:
         )
     try:
         model = load_model_from_string(path.read_bytes())
-        checker.check_model(model)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # protobuf's and the checker's own kinds
-        first = str(error).strip().splitlines()[:1]
+    except Exception as error:  # protobuf's own kinds
         raise BadInput(
-            f"{path} is damaged or no ONNX file: {first[0] if first else type(error).__name__}. "
-            "Export it again, or fetch it again"
+            f"{path} is damaged or no ONNX file: {_first_line(error)}. Export or fetch it again"
         ) from error
+    num_bytes += sum(_read_external_(tensor, path) for tensor in _tensors(model.graph))
+    if num_bytes <= LARGEST_BYTES:  # the checker takes no more
+        _check(model, path)
     return model
+
+
+def _check(model: ModelProto, path: Path) -> None:
+    for output in model.graph.output:  # which the checker asks for, and nobody needs
+        output.type.tensor_type.shape.SetInParent()
+    try:
+        checker.check_model(model)
+    except Exception as error:  # the checker's own kinds
+        raise BadInput(
+            f"{path} is damaged, or not what ONNX allows: {_first_line(error)}. Export it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _opset(model: ModelProto, path: Path) -> int:
@@ -235,10 +249,10 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def _read_external_(tensor: TensorProto, path: Path) -> None:
-    """Put the bytes that a tensor keeps in another file into the tensor."""
+def _read_external_(tensor: TensorProto, path: Path) -> int:
+    """Put the bytes that a tensor keeps in another file into the tensor; return how many."""
     if tensor.data_location != TensorProto.EXTERNAL:
-        return
+        return 0
     told = {entry.key: entry.value for entry in tensor.external_data}
     file = _beside(told.get("location", ""), tensor, path)
     try:
@@ -253,10 +267,13 @@ def _read_external_(tensor: TensorProto, path: Path) -> None:
         with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
-    except OSError as error:
-        raise BadInput(f"{path}: the weights in {file} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path}: the weights of {tensor.name!r} cannot be read: {error}") from error
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+    return length
 
 
 def _beside(location: str, tensor: TensorProto, path: Path) -> Path:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slimdown.load.onnx.call import Call, normal_axis
-from slimdown.load.onnx.numbers import Numbers, Value
+from slimdown.load.onnx.numbers import Numbers, Value, from_array
 
 
 def gather(call: Call) -> Value:
     value, index = call.value(0), call.value(1)
     axis = call.attribute("axis", 0)
     if isinstance(value, Numbers) and isinstance(index, Numbers):
-        return Numbers(tuple(value.values[i] for i in index.values), index.is_scalar)
+        places = np.array(index.values, dtype=int).reshape(index.shape)
+        return from_array(value.array.take(places, axis))
     x = call.tensor(0)
     axis = normal_axis(axis, x.ndim)
     if isinstance(index, Numbers):
@@ -25,7 +27,7 @@ def gather(call: Call) -> Value:
 
 
 def _gather_numbers(x: Tensor, axis: int, index: Numbers) -> Tensor:
-    if index.is_scalar:
+    if index.shape == ():
         return x.select(axis, index.values[0])
     places = [normal_axis(place, x.shape[axis]) for place in index.values]
     first = places[0]
@@ -58,8 +60,11 @@ def slice_(call: Call) -> Value:
     steps = call.numbers(4) if call.has(4) else [1] * len(starts)
     cuts = list(zip(starts, ends, axes, steps, strict=True))
     if isinstance(value, Numbers):
-        ((start, end, _, step),) = cuts
-        return Numbers(value.values[_python_slice(start, end, step)])
+        array = value.array
+        for start, end, axis, step in cuts:
+            place = (slice(None),) * normal_axis(axis, array.ndim)
+            array = array[(*place, _python_slice(start, end, step))]
+        return from_array(array)
     for start, end, axis, step in cuts:
         value = _cut(value, start, end, normal_axis(axis, value.ndim), step)
     return value

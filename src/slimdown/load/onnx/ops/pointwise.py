@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slimdown.load.onnx.call import Call, torch_type
-from slimdown.load.onnx.numbers import Numbers, Value, apply, combine, divide
+from slimdown.load.onnx.numbers import Numbers, Value, combine, divide
 
 
 def _of_pairs(function: Callable[[Any, Any], Any], of_numbers: Any = None) -> Any:
@@ -32,7 +32,7 @@ def _of_one(function: Callable[[Tensor], Tensor], of_number: Any = None) -> Any:
     def run(call: Call) -> Value:
         value = call.value(0)
         if isinstance(value, Numbers) and of_number is not None:
-            return apply(of_number, value)
+            return combine(of_number, value)
         return function(call.tensor(0))
 
     return run
@@ -74,9 +74,9 @@ def cast(call: Call) -> Value:
     if isinstance(value, Tensor):
         return value if value.dtype == dtype else value.to(dtype)
     if dtype == torch.float32:
-        return apply(lambda number: number * 1.0, value)
+        return combine(lambda number: number * 1.0, value)
     kind = bool if dtype == torch.bool else _whole
-    return apply(kind, value)
+    return combine(kind, value)
 
 
 def _whole(number: Any) -> Any:

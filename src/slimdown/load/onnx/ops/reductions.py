@@ -20,7 +20,7 @@ def _over_axes(
         axes, keeps = call.axes(1), bool(call.attribute("keepdims", 1))
         value = call.value(0)
         if isinstance(value, Numbers) and of_numbers is not None:
-            return Numbers((of_numbers(value.values),), is_scalar=not keeps)
+            return Numbers((of_numbers(value.values),), (1,) * len(value.shape) * keeps)
         x = call.tensor(0)
         if not axes:
             if call.attribute("noop_with_empty_axes", 0):
@@ -62,10 +62,8 @@ def gemm(call: Call) -> Value:
     a, b = call.tensor(0), call.tensor(1)
     a = a.t() if call.attribute("transA", 0) else a
     b = b.t() if call.attribute("transB", 0) else b
-    product = torch.matmul(a, b) * call.attribute("alpha", 1.0)
-    if not call.has(2):
-        return product
-    return product + call.operand(2) * call.attribute("beta", 1.0)  # type: ignore[no-any-return]
+    product: Tensor = torch.matmul(a, b) * call.attribute("alpha", 1.0)
+    return product + call.operand(2) * call.attribute("beta", 1.0) if call.has(2) else product
 
 
 def einsum(call: Call) -> Value:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from slimdown.load.onnx.call import Call, Unsupported, normal_axis
-from slimdown.load.onnx.numbers import MOST_NUMBERS, Numbers, Value, as_value, combine, one, row
+from slimdown.load.onnx.numbers import MOST_NUMBERS, Numbers, Value, as_value, from_array, one, row
 
 
 def shape(call: Call) -> Value:
     value = call.value(0)
-    sizes = (len(value.values),) * value.ndim if isinstance(value, Numbers) else value.shape
-    return row(sizes[call.attribute("start", 0) : call.attribute("end", None)])
+    return row(value.shape[call.attribute("start", 0) : call.attribute("end", None)])
 
 
 def size(call: Call) -> Value:
@@ -28,9 +29,7 @@ def size(call: Call) -> Value:
 def reshape(call: Call) -> Value:
     value, sizes = call.value(0), call.numbers(1)
     if isinstance(value, Numbers):
-        if len(sizes) <= 1:
-            return Numbers(value.values, is_scalar=not sizes)
-        value = call.tensor(0)
+        return from_array(value.array.reshape(sizes))
     return value.reshape(resolve(sizes, value, keeps_zero=call.attribute("allowzero", 0)))
 
 
@@ -54,8 +53,10 @@ def flatten(call: Call) -> Value:
 
 
 def transpose(call: Call) -> Value:
-    x = call.tensor(0)
-    order = call.attribute("perm", list(reversed(range(x.ndim))))
+    x = call.value(0)
+    order = call.attribute("perm", list(reversed(range(len(x.shape)))))
+    if isinstance(x, Numbers):
+        return from_array(x.array.transpose(order))
     moved = [axis for axis, source in enumerate(order) if axis != source]
     if not moved:
         return x
@@ -65,7 +66,7 @@ def transpose(call: Call) -> Value:
 def squeeze(call: Call) -> Value:
     value, axes = call.value(0), call.axes(1)
     if isinstance(value, Numbers):
-        return Numbers(value.values, is_scalar=len(value.values) == 1)
+        return from_array(value.array.squeeze(None if axes is None else tuple(axes)))
     if axes is None:
         raise Unsupported("without axes")  # would take a batch of one away
     for axis in sorted((normal_axis(axis, value.ndim) for axis in axes), reverse=True):
@@ -77,9 +78,7 @@ def unsqueeze(call: Call) -> Value:
     value, axes = call.value(0), call.axes(1)
     assert axes is not None
     if isinstance(value, Numbers):
-        if value.is_scalar and len(axes) == 1:
-            return Numbers(value.values)
-        value = call.tensor(0)
+        return from_array(np.expand_dims(value.array, tuple(axes)))
     for axis in sorted(normal_axis(axis, value.ndim + len(axes)) for axis in axes):
         value = value.unsqueeze(axis)
     return value
@@ -87,10 +86,9 @@ def unsqueeze(call: Call) -> Value:
 
 def expand(call: Call) -> Value:
     value, sizes = call.value(0), call.numbers(1)
-    if isinstance(value, Numbers):
-        if len(sizes) <= 1:
-            return combine(lambda number, _: number, value, row([1] * (sizes or [1])[0]))
-        value = call.tensor(0)
+    if isinstance(value, Numbers) and math.prod(sizes) <= MOST_NUMBERS:
+        return from_array(np.broadcast_to(value.array, np.broadcast_shapes(value.shape, sizes)))
+    value = call.tensor(0)
     # Either may be the longer, and either may be 1.
     pairs = zip_longest(reversed(value.shape), reversed(sizes), fillvalue=1)
     wanted = [own if _is_one(asked) else asked for own, asked in pairs]
@@ -109,7 +107,7 @@ def constant_of_shape(call: Call) -> Value:
     sizes, value = call.numbers(0), call.attribute("value", torch.zeros(1))
     is_number = len(sizes) <= 1 and not value.is_floating_point()
     if is_number and all(isinstance(size, int) and size <= MOST_NUMBERS for size in sizes):
-        return Numbers((value.item(),) * (sizes[0] if sizes else 1), is_scalar=not sizes)
+        return Numbers((value.item(),) * math.prod(sizes), tuple(sizes))
     devices = [each.device for each in call.inputs if isinstance(each, Tensor)]
     return torch.full(
         sizes, value.item(), dtype=value.dtype, device=devices[0] if devices else None
@@ -135,9 +133,8 @@ def constant(call: Call) -> Value:
 def concat(call: Call) -> Value:
     axis = call.attribute("axis")
     if call.are_numbers():
-        return row(
-            number for each in call.inputs if isinstance(each, Numbers) for number in each.values
-        )
+        arrays = [each.array for each in call.inputs if isinstance(each, Numbers)]
+        return from_array(np.concatenate(arrays, axis))
     parts = [call.tensor(index) for index in range(len(call.inputs))]
     return torch.cat(_same_batch(parts, axis), axis)
 
