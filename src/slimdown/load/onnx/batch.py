@@ -139,7 +139,9 @@ def _is_outermost(alone: object, among: object) -> bool:
 
 
 def _are_close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max().clamp(min=1e-6))
+    a, b = a.float(), b.float()
+    largest = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=TOLERANCE * max(largest, 1e-6), equal_nan=True)
 
 
 def _refusal(module: OnnxModule, where: str) -> BadInput:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slimdown.errors import BadInput
 from slimdown.load.onnx.batch import free_batch_
 from slimdown.load.onnx.call import Call, Unsupported
+from slimdown.load.onnx.fusions import fuse
 from slimdown.load.onnx.layers import MAKERS, Layer, as_in, find_layer, pad_window
 from slimdown.load.onnx.module import Held, OnnxModule, Source, Step, refusal, to_tensor
 from slimdown.load.onnx.names import is_made_up, layer_path, place_
@@ -32,7 +33,7 @@ def load_onnx(path: Path) -> OnnxModule:
     graph = read_onnx(path)
     _refuse_unknown(graph)
     with torch.no_grad():
-        module = _Importer(graph).run()
+        module = _Importer(fuse(graph)).run()
         free_batch_(module.eval())
     return module
 
