@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 from typer.testing import Result
 
 from slimdown import DataSource, ModelSource, Quantize, Recipe
@@ -90,6 +95,7 @@ def test_the_rest_of_the_recipe(slimdown: Slimdown, recipe: Path, tmp_path: Path
         ("timm:hf_hub:a/b.c_d", "b.c_d-int8"),
         ("transformers:owner/vit-tiny", "owner-vit-tiny-int8"),
         ("package.module:build", "build-int8"),
+        ("nets/tiny.v2.onnx", "tiny.v2-int8"),
     ],
 )
 def test_the_name_is_that_of_the_model(
@@ -237,6 +243,52 @@ def test_a_run_is_that_of_its_recipe(slimdown: Slimdown, recipe: Path, tmp_path:
     again = slimdown("run", "elsewhere/printed.yaml", "--out", "mine")
     assert again.exit_code == 0, again.output
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("DONE")} == made
+
+
+def test_an_onnx_file(
+    slimdown: Slimdown, recipe: Path, tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    net = tmp_path / "tiny.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecations in the exporter
+        torch.onnx.export(tiny_net, (torch.randn(1, 3, 16, 16),), net, verbose=False)
+    write_images(tmp_path / "images", 24)
+    result = slimdown("quantize", "tiny.onnx", "--data", "images", *FAST)
+    assert result.exit_code == 0, result.output
+    assert "random weights" not in result.stderr
+    assert "INT8 kernels: 5 of 5 layers" in result.stdout
+    printed = printed_recipe(result, tmp_path)
+    assert printed.model == ModelSource(reference=str(net))
+    made = next((tmp_path / "runs" / "tiny-int8" / "deploy").rglob("*quantize*/model.onnx"))
+    images = np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    before, after = (predict(path, images) for path in (net, made))
+    assert np.abs(after - before).max() < 0.1 * np.abs(before).max()
+
+
+def predict(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(path)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
+
+
+def test_an_onnx_file_is_pruned_as_any_model(
+    slimdown: Slimdown, recipe: Path, tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecations in the exporter
+        torch.onnx.export(
+            tiny_net, (torch.randn(1, 3, 16, 16),), tmp_path / "tiny.onnx", verbose=False
+        )
+    write_images(tmp_path / "images", 24)
+    text = recipe.read_text().replace("net.py:build", "tiny.onnx")
+    recipe.write_text(text.replace("{kind: digits}", "{kind: folder, train: images}"))
+    assert slimdown("run", recipe, "--dry-run").exit_code == 0
+    result = slimdown("run", recipe, "--out", "run")
+    assert result.exit_code == 0, result.output
+    report = read_results(tmp_path / "run")
+    original, pruned, _ = report.steps
+    assert pruned.num_parameters < 0.7 * original.num_parameters
+    assert pruned.macs <= 0.5 * original.macs
 
 
 def test_class_folders_calibrate_and_judge(slimdown: Slimdown, recipe: Path) -> None:

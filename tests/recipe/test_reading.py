@@ -75,6 +75,13 @@ def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert recipe.data.root == tmp_path.parent / "data"
 
 
+def test_an_onnx_file_is_a_path(tmp_path: Path) -> None:
+    text = TEXT.replace("models/net.py:build", "models/net.onnx")
+    recipe = read(tmp_path, text)
+    assert recipe.model is not None
+    assert recipe.model.reference == f"{tmp_path}/models/net.onnx"
+
+
 def test_paths_on_the_command_line_start_where_we_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

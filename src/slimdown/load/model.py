@@ -23,7 +23,6 @@ from slimdown.load.libraries import (
     make_transformers,
     make_ultralytics,
 )
-from slimdown.load.onnx import load_onnx
 from slimdown.load.reference import Reference, parse_reference
 from slimdown.load.source import ModelSource
 from slimdown.load.weights import load_weights_
@@ -154,6 +153,8 @@ def _make_onnx(reference: Reference, options: Json) -> nn.Module:
             f"model.options are arguments of what makes a model, and {reference} is one already: "
             f"leave them out, got {options}"
         )
+    from slimdown.load.onnx import load_onnx  # heavy, as onnx itself is
+
     return load_onnx(Path(reference.place))
 
 

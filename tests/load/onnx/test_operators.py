@@ -293,3 +293,28 @@ def test_refuses_a_form_that_is_not_covered(
     path = write(tmp_path / "op.onnx", op, constants, **settings)
     with pytest.raises(BadInput, match=f"{op} 'the_node', .*{told}.*is not supported"):
         load_onnx(path)(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "settings"),
+    [
+        ("ConstantOfShape", [ints(10**6, 10**6)], {}),
+        ("Range", [np.array(each, np.int64) for each in (0, 10**12, 1)], {}),
+        ("Tile", [noise(1, 1), ints(10**6, 10**6)], {}),
+    ],
+)
+def test_a_few_bytes_do_not_fill_the_memory(
+    op: str, inputs: list[Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    names = [f"k{index}" for index in range(len(inputs))]
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(each))
+        for name, each in zip(names, inputs, strict=True)
+    ]
+    huge = helper.make_node(op, names, ["huge"], name="bomb")
+    path = write(tmp_path / "op.onnx", "Identity", between=(*constants, huge))
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("huge", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    with pytest.raises(BadInput, match=f"{op} 'bomb', which makes a tensor of 1,000,000,000,000"):
+        load_onnx(path)

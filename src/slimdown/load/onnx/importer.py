@@ -171,7 +171,7 @@ class _Importer:
         for place, name in layer.tensors.items():
             self._give_(layer, place, name)
         weight = next(iter(layer.tensors.values()), "")
-        path = layer_path(node.op, node.name, self.origins.get(weight, ""))
+        path = layer_path(node.op, node.name, self.origins.get(weight, ""), scope=node.scope)
         path = place_(self.module, path, layer.module)
         image = node.inputs[0]
         if layer.pads is not None:

@@ -88,6 +88,13 @@ class OnnxModule(nn.Module):
         outputs = tuple(self.read(name, values) for name in self.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def extra_repr(self) -> str:
+        """The steps: a run knows by them whether a file is the one that it began with."""
+        return "\n".join(
+            f"{', '.join(step.outputs)} = {step.op}{step.inputs} {step.attributes or ''}".rstrip()
+            for step in self.steps
+        )
+
     def start(self, x: Tensor) -> Values:
         """The values before the first step."""
         return {self.input_name: x.permute(0, 2, 3, 1) if self.is_channels_last else x}

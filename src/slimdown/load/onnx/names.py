@@ -19,8 +19,8 @@ def is_made_up(name: str) -> bool:
     return not name or _MADE_UP.fullmatch(name) is not None
 
 
-def layer_path(op: str, node_name: str, weight_name: str) -> str:
-    """The dotted path of a layer: its weight's without the last part, or its node's.
+def layer_path(op: str, node_name: str, weight_name: str, *, scope: str = "") -> str:
+    """The dotted path of a layer: its weight's without the last part, its scope, or its node's.
 
     The TorchScript exporter calls nodes "/layer1/layer1.0/conv1/Conv", a container's name before
     each of its members.
@@ -28,6 +28,8 @@ def layer_path(op: str, node_name: str, weight_name: str) -> str:
     if not is_made_up(weight_name):
         stem, _, last = _clean(weight_name).rpartition(".")
         return stem or last
+    if scope:
+        return _clean(scope)
     *scopes, last = [part for part in node_name.split("/") if part] or [op.lower()]
     if not scopes:
         return _clean(last)
@@ -49,9 +51,11 @@ def _clean(name: str) -> str:
 def place_(root: nn.Module, path: str, item: nn.Module | Tensor) -> str:
     """Put a layer, a parameter or a buffer into a tree of modules; return the path it has there.
 
-    A part of the path that is taken, or that a module needs for itself, gets a number.
+    A name that is taken gets a number, and one that every module needs for itself an underscore.
     """
-    *around, last = _clean(path).split(".")
+    reserved = nn.Module()
+    parts = (f"{part}_" if hasattr(reserved, part) else part for part in _clean(path).split("."))
+    *around, last = parts
     owner, place = root, []
     for part in around:
         child = owner._modules.get(part)

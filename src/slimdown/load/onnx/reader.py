@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ LARGEST_BYTES = 2**31 - 1
 """Of a protocol buffer; larger networks keep their weights in a file beside it."""
 IMAGE_NDIM = 4
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+SCOPES = "pkg.torch.onnx.name_scopes"
 QUANTIZED = (
     "QuantizeLinear",
     "DequantizeLinear",
@@ -55,6 +57,8 @@ class OnnxNode:
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
     domain: str
+    scope: str = ""
+    """The path of the module that it was exported from, where the exporter says so."""
 
     def __str__(self) -> str:
         op = self.op if self.domain in DEFAULT_DOMAINS else f"{self.domain}::{self.op}"
@@ -221,7 +225,17 @@ def _image_input(graph: GraphProto, path: Path) -> tuple[str, tuple[int | None, 
 def _node(node: NodeProto, path: Path) -> OnnxNode:
     attributes = {each.name: _attribute(each, path) for each in node.attribute}
     names = tuple(node.input), tuple(node.output)
-    return OnnxNode(node.op_type, node.name, *names, attributes, node.domain)
+    return OnnxNode(node.op_type, node.name, *names, attributes, node.domain, _scope(node))
+
+
+def _scope(node: NodeProto) -> str:
+    """Of "['', 'layer1', 'layer1.0', 'conv2d']", an operator in its modules, the innermost module.
+
+    torch's newer exporter writes this.
+    """
+    told = {each.key: each.value for each in node.metadata_props}.get(SCOPES, "")
+    *modules, _ = re.findall(r"'([\w.]*)'", told) or [""]
+    return modules[-1] if modules else ""
 
 
 def _attribute(attribute: AttributeProto, path: Path) -> Any:

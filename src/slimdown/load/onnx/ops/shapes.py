@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from slimdown.load.onnx.call import Call, Unsupported, normal_axis
 from slimdown.load.onnx.numbers import MOST_NUMBERS, Numbers, Value, as_value, from_array, one, row
 
+MOST_FILLED = 2**28
+"""Numbers in a tensor that an operator makes of nothing: 1 GB."""
+
 
 def shape(call: Call) -> Value:
     value = call.value(0)
@@ -86,7 +89,7 @@ def unsqueeze(call: Call) -> Value:
 
 def expand(call: Call) -> Value:
     value, sizes = call.value(0), call.numbers(1)
-    if isinstance(value, Numbers) and math.prod(sizes) <= MOST_NUMBERS:
+    if isinstance(value, Numbers) and _are_few(sizes):
         return from_array(np.broadcast_to(value.array, np.broadcast_shapes(value.shape, sizes)))
     value = call.tensor(0)
     # Either may be the longer, and either may be 1.
@@ -100,15 +103,29 @@ def _is_one(size: Any) -> bool:
 
 
 def tile(call: Call) -> Value:
-    return call.tensor(0).repeat(call.numbers(1))
+    x, times = call.tensor(0), call.numbers(1)
+    _check_affordable([*x.shape, *times])
+    return x.repeat(times)
+
+
+def _are_few(sizes: list[Any]) -> bool:
+    """Whether a shape holds so few numbers that they may be sizes."""
+    return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST_NUMBERS
+
+
+def _check_affordable(sizes: list[Any]) -> None:
+    """Refuse to fill the memory at the request of a few bytes in a file."""
+    count = math.prod(size for size in sizes if isinstance(size, int))
+    if count > MOST_FILLED:
+        raise Unsupported(f"which makes a tensor of {count:,} numbers")
 
 
 def constant_of_shape(call: Call) -> Value:
     sizes, value = call.numbers(0), call.attribute("value", torch.zeros(1))
-    is_number = len(sizes) <= 1 and not value.is_floating_point()
-    if is_number and all(isinstance(size, int) and size <= MOST_NUMBERS for size in sizes):
+    if not value.is_floating_point() and _are_few(sizes):
         return Numbers((value.item(),) * math.prod(sizes), tuple(sizes))
     devices = [each.device for each in call.inputs if isinstance(each, Tensor)]
+    _check_affordable(sizes)
     return torch.full(
         sizes, value.item(), dtype=value.dtype, device=devices[0] if devices else None
     )
@@ -120,6 +137,7 @@ def range_(call: Call) -> Value:
         count = len(range(start, limit, delta))
         if count <= MOST_NUMBERS:
             return row(range(start, limit, delta))
+        _check_affordable([count])
     return torch.arange(start, limit, delta)
 
 
