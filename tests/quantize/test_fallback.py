@@ -13,7 +13,7 @@ from slimdown.errors import Interrupted, RecipeError
 from slimdown.quantize import Quantize
 from slimdown.quantize.fallback import Step, fall_back, levels_after, rank_steps
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.sensitivity import FLOAT
+from slimdown.quantize.mixing import FLOAT
 from slimdown.quantize.stage import split_images
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from slimdown.quantize import Quantize
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.sensitivity import first_images
+from slimdown.quantize.mixing import first_images
 from slimdown.quantize.stage import split_images
 
 LAYERS = ("stem", "down", "conv1", "conv2", "head")

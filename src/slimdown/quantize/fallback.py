@@ -9,25 +9,16 @@ arXiv:2011.10680, solved greedily.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-from torch.fx import GraphModule
-
 from slimdown.core import Json
 from slimdown.errors import RecipeError
-from slimdown.quantize.assembly import Network, insert_with_grids
-from slimdown.quantize.calibrate import Calibration
-from slimdown.quantize.grids import round_biases_
+from slimdown.quantize.assembly import Network
 from slimdown.quantize.judge import Judge
+from slimdown.quantize.mixing import FLOAT, Mixer
 from slimdown.quantize.placement import Placement
-from slimdown.quantize.refine.bias_correction import correct_biases_
-from slimdown.quantize.refine.layers import find_layers
-from slimdown.quantize.sensitivity import FLOAT, Plan, ranges_for
 
 LARGEST = 1e12
 """Squared errors are cut off here, so that infinite ones can be told apart from nothing."""
@@ -102,21 +93,16 @@ class Fallback:
     limit: float
     labels: Mapping[str, str]
     """Name of a node -> what users call it."""
-    plan: Plan
-    calibration: Calibration
+    mixer: Mixer
     judge: Judge
-    fitted: Sequence[Tensor]
-    """Images, (N, C, H, W) each, that biases are corrected with."""
     after: Callable[[str, int, int], None]
     """Gets what is being done, how much of it is done, and how much there is at most."""
 
-    def __call__(
-        self, network: Network, errors: Mapping[str, Mapping[int, float]], *, is_refined: bool
-    ) -> tuple[Network, Json]:
-        """The network that keeps the limit, and what happened; `network` does not keep it.
+    def __call__(self, errors: Mapping[str, Mapping[int, float]]) -> tuple[Network, Json]:
+        """The network that keeps the limit, and what happened; the mixer's own does not keep it.
 
-        `errors` are those of `measure_alone`. `is_refined`: the weights or biases of `network` are
-        not those of its reference. Raises RecipeError where nothing would stay quantized.
+        `errors` are those of `measure_alone`. Raises RecipeError where nothing would stay
+        quantized.
         """
         steps = rank_steps(errors)
         tried = 0
@@ -125,7 +111,7 @@ class Fallback:
             nonlocal tried
             self.after("mixed precision", tried, len(steps).bit_length())
             tried += 1
-            mixed = self._give_bits(network, levels, is_refined=is_refined)
+            mixed = self.mixer(levels)
             return mixed, self.judge.error(mixed.quantized)
 
         found = fall_back(steps, self.limit, attempt=attempt)
@@ -140,20 +126,6 @@ class Fallback:
         mixed = replace(mixed, placement=self._with_reasons(mixed.placement, alone))
         return mixed, {"rung": "mixed_precision", "error": error, "kept": True, "changes": changes}
 
-    def _give_bits(
-        self, network: Network, levels: Mapping[str, int], *, is_refined: bool
-    ) -> Network:
-        """The network with these bits. What was refined stays where the bits stay."""
-        placement = self.plan(levels)
-        ranges = ranges_for(placement, network)
-        reference = network.reference
-        quantized = insert_with_grids(copy.deepcopy(reference), placement, ranges, self.calibration)
-        if is_refined:
-            copy_refined_(quantized, placement, network)
-            correct_biases_(quantized, reference, placement, self.fitted)
-        round_biases_(quantized)
-        return replace(network, quantized=quantized, placement=placement, ranges=ranges)
-
     def _with_reasons(self, placement: Placement, alone: Mapping[str, float]) -> Placement:
         def reason(name: str, why: str) -> str:
             error = alone.get(self.labels[name])
@@ -163,30 +135,11 @@ class Fallback:
         return replace(placement, kept_float=reasons)
 
     def _explain(self, errors: Mapping[str, Mapping[int, float]]) -> str:
-        least = min(errors, key=lambda label: list(errors[label].values())[-1])
+        layers = {self.labels[name] for name in self.mixer.network.placement.weights}
+        least = min(layers, key=lambda label: list(errors[label].values())[-1])
         bits, error = list(errors[least].items())[-1]
         return (
             f"quantize.max_error is {self.limit:g}, and with it every layer would have to stay in "
             f"float: {least} alone, the least sensitive one, has an error of {error:.2g} at {bits} "
             "bits; allow a larger error, or train the quantized network with distill"
         )
-
-
-@torch.no_grad()
-def copy_refined_(quantized: GraphModule, placement: Placement, refined: Network) -> None:
-    """Give layers whose weights have the levels they had the weights that were refined."""
-    olds = {
-        node.name: layer
-        for node, layer in find_layers(
-            refined.quantized, refined.reference, refined.placement
-        ).items()
-    }
-    for node, new in find_layers(quantized, refined.reference, placement).items():
-        name = node.name
-        if placement.weight_ranges[name] != refined.placement.weight_ranges[name]:
-            continue
-        old = olds[name]
-        new.weight.copy_(old.weight)
-        new.quantizer.scale.copy_(old.quantizer.scale)
-        if new.bias is not None and old.bias is not None:
-            new.bias.copy_(old.bias)

@@ -27,6 +27,7 @@ from slimdown.quantize.grids import describe_ranges, find_crushed
 from slimdown.quantize.half import HalfPrecision, check_half
 from slimdown.quantize.judge import Judge
 from slimdown.quantize.ladder import EFFORTS, REFINEMENTS, Effort, climb
+from slimdown.quantize.mixing import FLOAT, Mixer, Plan
 from slimdown.quantize.placement import (
     Placement,
     insert_quantizers,
@@ -35,7 +36,7 @@ from slimdown.quantize.placement import (
     plan_placement,
 )
 from slimdown.quantize.profiles import Profile, find_profile
-from slimdown.quantize.sensitivity import FLOAT, Plan, measure_alone
+from slimdown.quantize.sensitivity import measure_alone
 from slimdown.suggest import advise
 
 PRECISIONS = ("int8", "float16")
@@ -268,28 +269,23 @@ class Quantize:
         )
         if self.max_error is None:
             return network, ladder, {}
-        errors = measure_alone(
-            network,
-            readers,
+        kept = [step for step in ladder if step["kept"]]
+        mixer = Mixer(
+            network=network,
             plan=plan,
             calibration=self.calibration,
-            images=held_out,
-            after=lambda done: show("sensitivity", done, len(readers)),
+            is_refined=any(step["rung"] in REFINEMENTS for step in kept),
+            images=fitted,
         )
-        kept = [step for step in ladder if step["kept"]]
+        errors = measure_alone(
+            mixer, readers, judge, after=lambda done: show("sensitivity", done, len(readers))
+        )
         if kept[-1]["error"] <= self.max_error:
             return network, ladder, errors
         fall_back = Fallback(
-            limit=self.max_error,
-            labels=assemble.labels,
-            plan=plan,
-            calibration=self.calibration,
-            judge=judge,
-            fitted=fitted,
-            after=show,
+            limit=self.max_error, labels=assemble.labels, mixer=mixer, judge=judge, after=show
         )
-        is_refined = any(step["rung"] in REFINEMENTS for step in kept)
-        network, step = fall_back(network, errors, is_refined=is_refined)
+        network, step = fall_back(errors)
         return network, [*ladder, step], errors
 
 
