@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +11,11 @@ from torch import nn
 from slimdown.core import Context, Progress
 from slimdown.errors import Interrupted, RecipeError
 from slimdown.quantize import Quantize
-from slimdown.quantize.fallback import Step, fall_back, levels_after, rank_steps
+from slimdown.quantize.fallback import shortest_beginning, without_spare
 from slimdown.quantize.judge import Judge
 from slimdown.quantize.mixing import FLOAT
 from slimdown.quantize.stage import split_images
+from slimdown.quantize.steps import Step
 
 
 def poison_weights_(net: Any, size: float) -> Any:
@@ -173,36 +174,36 @@ def test_progress_is_shown_and_a_stop_is_clean(tiny_net: nn.Module, toy_task: An
         stage(tiny_net, toy_task, context)
 
 
-def test_steps_fall_in_gain_and_end_in_float() -> None:
-    errors = {"a": {4: 0.5, 8: 0.1}, "b": {4: 0.2, 8: 0.19}, "c": {8: 0.3}}
-    steps = rank_steps(errors)
-    assert [(step.label, step.bits) for step in steps] == [
-        ("a", 8),
-        ("c", FLOAT),
-        ("b", FLOAT),  # at once: from 4 to 8 bits it gains next to nothing
-        ("a", FLOAT),
-    ]
-    total = sum(next(iter(by_bits.values())) ** 2 for by_bits in errors.values())
-    assert sum(step.gain for step in steps) == pytest.approx(total)
-    assert levels_after(steps) == dict.fromkeys("abc", FLOAT)
-
-
-def test_infinite_errors_come_first() -> None:
-    steps = rank_steps({"a": {8: 0.5}, "b": {4: float("inf"), 8: 0.1}, "c": {8: float("inf")}})
-    assert {step.label for step in steps[:2]} == {"b", "c"}
-
-
 @pytest.mark.parametrize("needed", range(1, 20))
-def test_bisection_finds_the_fewest_steps(needed: int) -> None:
-    steps = [Step(label=str(i), bits=FLOAT, gain=1.0, error=1.0) for i in range(20)]
+def test_bisection_finds_the_shortest_beginning(needed: int) -> None:
+    steps = [make_step(str(i)) for i in range(20)]
     tried = []
 
-    def attempt(levels: Mapping[str, int]) -> tuple[Any, float]:
-        tried.append(len(levels))
-        return len(levels), 1.0 - len(levels) / 20
+    def error_after(taken: Sequence[Step]) -> float:
+        tried.append(len(taken))
+        return 1.0 - len(taken) / 20
 
-    found = fall_back(steps, 1.0 - needed / 20, attempt=attempt)
-    assert found is not None
-    assert found[0] == needed
+    assert shortest_beginning(steps, 1.0 - needed / 20, error_after) == steps[:needed]
     assert len(tried) <= 5
-    assert fall_back(steps, -1.0, attempt=attempt) is None
+    assert shortest_beginning(steps, -1.0, error_after) is None
+
+
+def test_small_steps_before_a_large_one_that_was_needed_are_taken_back() -> None:
+    small, large = [make_step(str(i), gain=0.001) for i in range(4)], make_step("large", gain=0.9)
+
+    def error_after(taken: Sequence[Step]) -> float:
+        return (1.0 - sum(step.gain for step in taken)) ** 0.5
+
+    assert without_spare([*small, large], 0.1001**0.5, error_after) == [large]
+    kept = without_spare([*small, large], 0.0985**0.5, error_after)
+    assert kept == [*small[:2], large]
+
+
+def test_steps_that_turn_out_to_be_needed_stay() -> None:
+    steps = [make_step(str(i), gain=0.01) for i in range(4)]
+    errors = {4: 0.1, 3: 0.5, 2: 0.5, 1: 0.5}
+    assert without_spare(steps, 0.4, lambda taken: errors[len(taken)]) == steps
+
+
+def make_step(label: str, *, gain: float = 1.0) -> Step:
+    return Step(label=label, bits=FLOAT, gain=gain, cost=1.0, error=1.0)

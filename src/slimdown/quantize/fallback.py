@@ -2,88 +2,59 @@
 
 Each step gives one layer the next precision: from fewer than 8 bits to 8, from there to float. The
 steps are ranked by what they take off the squared error of the outputs when the layer is quantized
-alone (`quantize.sensitivity`), and the shortest beginning of the list that is enough is found by
-bisection. Choosing bits by the sum of such gains is the integer program of Yao 2021,
-arXiv:2011.10680, solved greedily.
+alone (`quantize.sensitivity`), over the work that they add. The shortest beginning of the list that
+is enough is found by bisection, and what it does not need is taken back. This is the integer
+program of Yao 2021, arXiv:2011.10680, solved greedily.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import TypeAlias
 
 from slimdown.core import Json
 from slimdown.errors import RecipeError
 from slimdown.quantize.assembly import Network
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.mixing import FLOAT, Mixer
+from slimdown.quantize.mixing import Mixer
 from slimdown.quantize.placement import Placement
+from slimdown.quantize.steps import Step, levels_after, rank_steps, spare
 
-LARGEST = 1e12
-"""Squared errors are cut off here, so that infinite ones can be told apart from nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """More bits for one layer."""
-
-    label: str
-    bits: int
-    """What it has from here on; `FLOAT`: it is not quantized."""
-    gain: float
-    """The squared error of the outputs that this takes away, judged by the layer alone."""
-    error: float
-    """Of the outputs with the layer alone as it was quantized first."""
+ErrorAfter: TypeAlias = Callable[[Sequence[Step]], float]
+"""The error of the network in which these steps are taken."""
 
 
-def rank_steps(errors: Mapping[str, Mapping[int, float]]) -> list[Step]:
-    """All steps up to a network in float, the largest gain first.
+def shortest_beginning(
+    steps: Sequence[Step], limit: float, error_after: ErrorAfter
+) -> list[Step] | None:
+    """The shortest beginning of `steps` with an error of at most `limit`, found by bisection.
 
-    `errors`: label -> bits, rising -> error alone. A layer goes right to float where 8 bits would
-    gain less than float does after them: then a list in order of gains has no place between.
+    Without any step the error is above the limit. None where it takes all of them: then nothing is
+    quantized any more.
     """
-    steps = []
-    for label, by_bits in errors.items():
-        bits = [*by_bits, FLOAT]
-        squares = [*(min(error**2, LARGEST) for error in by_bits.values()), 0.0]
-        gains = [before - after for before, after in pairwise(squares)]
-        if len(gains) == 2 and gains[1] >= gains[0]:
-            bits, gains = [bits[0], FLOAT], [sum(gains)]
-        first = next(iter(by_bits.values()))
-        steps += [
-            Step(label=label, bits=to, gain=gain, error=first)
-            for to, gain in zip(bits[1:], gains, strict=True)
-        ]
-    return sorted(steps, key=lambda step: -step.gain)  # stable: 8 bits come before float
-
-
-def levels_after(steps: Sequence[Step]) -> dict[str, int]:
-    """Label -> bits, of the layers that steps change."""
-    return {step.label: step.bits for step in steps}
-
-
-def fall_back(
-    steps: Sequence[Step],
-    limit: float,
-    *,
-    attempt: Callable[[Mapping[str, int]], tuple[Network, float]],
-) -> tuple[Network, float, list[Step]] | None:
-    """The network after the fewest steps with an error of at most `limit`; its error and steps.
-
-    `attempt` makes the network with these bits and tells its error; with no steps it is above the
-    limit. None where it takes all steps: then nothing is quantized any more.
-    """
-    found = None
     too_few, enough = 0, len(steps)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        network, error = attempt(levels_after(steps[:middle]))
-        if error <= limit:
-            enough, found = middle, (network, error, list(steps[:middle]))
+        if error_after(steps[:middle]) <= limit:
+            enough = middle
         else:
             too_few = middle
-    return found
+    return None if enough == len(steps) else list(steps[:enough])
+
+
+def without_spare(steps: Sequence[Step], limit: float, error_after: ErrorAfter) -> list[Step]:
+    """The steps but those that are not needed: small ones before a large one that was.
+
+    How many are spared is halved until the error is at most `limit`.
+    """
+    spared = spare(steps, limit**2 - error_after(steps) ** 2)
+    while spared:
+        rest = [step for step in steps if step not in spared]
+        if error_after(rest) <= limit:
+            return rest
+        spared = spared[: len(spared) // 2]
+    return list(steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +69,32 @@ class Fallback:
     after: Callable[[str, int, int], None]
     """Gets what is being done, how much of it is done, and how much there is at most."""
 
-    def __call__(self, errors: Mapping[str, Mapping[int, float]]) -> tuple[Network, Json]:
+    def __call__(
+        self, errors: Mapping[str, Mapping[int, float]], operations: Mapping[str, int]
+    ) -> tuple[Network, Json]:
         """The network that keeps the limit, and what happened; the mixer's own does not keep it.
 
-        `errors` are those of `measure_alone`. Raises RecipeError where nothing would stay
-        quantized.
+        `errors` are those of `measure_alone`, `operations` those of `count_operations`. Raises
+        RecipeError where nothing would stay quantized.
         """
-        steps = rank_steps(errors)
-        tried = 0
+        steps = rank_steps(errors, operations)
 
-        def attempt(levels: Mapping[str, int]) -> tuple[Network, float]:
-            nonlocal tried
-            self.after("mixed precision", tried, len(steps).bit_length())
-            tried += 1
-            mixed = self.mixer(levels)
-            return mixed, self.judge.error(mixed.quantized)
+        tried: dict[frozenset[Step], float] = {}
 
-        found = fall_back(steps, self.limit, attempt=attempt)
-        if found is None or not found[0].placement.weights:
+        def error_after(taken: Sequence[Step]) -> float:
+            key = frozenset(taken)
+            if key not in tried:
+                self.after("mixed precision", len(tried), 2 * len(steps).bit_length())
+                tried[key] = self.judge.error(self.mixer(levels_after(taken)).quantized)
+            return tried[key]
+
+        taken = shortest_beginning(steps, self.limit, error_after)
+        if taken is None:
             raise RecipeError(self._explain(errors))
-        mixed, error, taken = found
+        taken = without_spare(taken, self.limit, error_after)
+        mixed, error = self.mixer(levels_after(taken)), error_after(taken)
+        if not mixed.placement.weights:
+            raise RecipeError(self._explain(errors))
         alone = {step.label: step.error for step in taken}
         changes = [
             {"layer": label, "bits": bits, "error_alone": alone[label]}

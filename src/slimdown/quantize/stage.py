@@ -37,6 +37,7 @@ from slimdown.quantize.placement import (
 )
 from slimdown.quantize.profiles import Profile, find_profile
 from slimdown.quantize.sensitivity import measure_alone
+from slimdown.quantize.steps import count_operations
 from slimdown.suggest import advise
 
 PRECISIONS = ("int8", "float16")
@@ -159,8 +160,8 @@ class Quantize:
         assemble = self._assembly(graph_module, placement, labels, task, context)
         network = assemble(graph_module)
         readers = integer_nodes(graph_module, profile, self.exclude)
-        readers_by_label = list(dict.fromkeys(labels[node.name] for node in readers))
-        network, ladder, errors = self._improve(network, assemble, plan, readers_by_label, context)
+        operations = count_operations(graph_module, readers)
+        network, ladder, errors = self._improve(network, assemble, plan, operations, context)
         placement = network.placement
         facts = {
             "precision": "int8",
@@ -236,13 +237,13 @@ class Quantize:
         network: Network,
         assemble: Assembly,
         plan: Plan,
-        readers: Sequence[str],
+        operations: Mapping[str, int],
         context: Context,
     ) -> tuple[Network, list[Json], dict[str, dict[int, float]]]:
         """Climb the ladder, and bring layers back where the recipe limits the error.
 
-        Returns the network, what came of each rung, and the errors of `measure_alone`; `readers`
-        are the labels of what reads INT8.
+        Returns the network, what came of each rung, and the errors of `measure_alone`; `operations`
+        are those of what reads INT8.
         """
         rungs = EFFORTS[self.effort]
         if not rungs and self.max_error is None:
@@ -278,14 +279,17 @@ class Quantize:
             images=fitted,
         )
         errors = measure_alone(
-            mixer, readers, judge, after=lambda done: show("sensitivity", done, len(readers))
+            mixer,
+            list(operations),
+            judge,
+            after=lambda done: show("sensitivity", done, len(operations)),
         )
         if kept[-1]["error"] <= self.max_error:
             return network, ladder, errors
         fall_back = Fallback(
             limit=self.max_error, labels=assemble.labels, mixer=mixer, judge=judge, after=show
         )
-        network, step = fall_back(errors)
+        network, step = fall_back(errors, operations)
         return network, [*ladder, step], errors
 
 
