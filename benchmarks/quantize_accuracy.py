@@ -1,7 +1,8 @@
-"""Accuracy of quantized networks without training, beside ONNX Runtime's and NNCF's.
+"""Accuracy of quantized networks without training, beside five other tools.
 
     python benchmarks/quantize_accuracy.py --out runs/quantize-accuracy
     python benchmarks/quantize_accuracy.py --out runs/quick --nets resnet20 --held-out
+    python benchmarks/quantize_accuracy.py --out runs/few-bits --bits 4/8 4/4 --peers peers
 
 The trained networks of `prune_accuracy.py` (the same folder holds their weights), and each of them
 made hard on purpose: channels between layers rescaled by factors of 2 to 64, so that the network
@@ -12,22 +13,32 @@ ONNX Runtime:
 - `ort-minmax`, `ort-entropy`, `ort-percentile`: ONNX Runtime's `quantize_static`, unsigned
   activations, weights per channel
 - `nncf`: NNCF's `quantize` of the ONNX file with its preset "mixed" and its default calibration
+- `aimet-cle`, `aimet-adaround`; `quark-xint8`, `quark-a8w8`, `quark-adaround`; `mct-ptq`,
+  `mct-gptq`: see `peers/run_*.py`, and `quantize_peers.py` for how to install them. MCT's files
+  hold weights as floats, so that their size is that of the float network
+
+`--bits` are of weights and of activations. The first and the last layer keep 8 for all. A tool has
+no row for bits that it does not offer. `seconds` are of the quantization; for peers with an
+environment of their own the start of their program is among them.
 
 `agreement` is the share of images that are classified as the float network classifies them. With
 `--held-out`, on training images that calibration did not see; without, on the test images. Rows
-that the output has are not made again. NNCF must be installed beside slimdown.
+that the output has are not made again. NNCF must be installed beside slimdown; what is not
+installed has the reason in its row.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import logging
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +53,35 @@ from slimdown.targets import find_target
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 from prune_accuracy import NETS, make_task, trained  # noqa: E402
-from quantize_peers import open_in_ort, quantize_with_nncf, quantize_with_ort  # noqa: E402
+from quantize_peers import (  # noqa: E402
+    open_in_ort,
+    quantize_elsewhere,
+    quantize_with_nncf,
+    quantize_with_ort,
+)
 
 NUM_IMAGES = 256
 ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
 OURS = {"slimdown-fast": "fast", "slimdown-balanced": "balanced", "slimdown-best": "best"}
-METHODS = (*OURS, *ORT, "nncf")
+AIMET_ITERATIONS, QUARK_ITERATIONS, MCT_EPOCHS = 300, 1000, 20
+ELSEWHERE = {
+    "aimet-cle": ["--method", "cle"],
+    "aimet-adaround": ["--method", "adaround", "--iterations", str(AIMET_ITERATIONS)],
+    "quark-xint8": ["--method", "xint8"],
+    "quark-a8w8": ["--method", "a8w8"],
+    "quark-adaround": ["--method", "adaround", "--iterations", str(QUARK_ITERATIONS)],
+    "mct-ptq": ["--method", "ptq"],
+    "mct-gptq": ["--method", "gptq", "--epochs", str(MCT_EPOCHS)],
+}
+METHODS = (*OURS, *ORT, "nncf", *ELSEWHERE)
+BITS = {
+    "8/8": METHODS,
+    "4/8": (*OURS, *ORT, "aimet-cle", "aimet-adaround", "mct-ptq", "mct-gptq"),
+    "4/4": (*OURS, "aimet-cle", "aimet-adaround"),
+}
+"""Of weights and of activations, with the methods that offer them."""
 COLUMNS = (
-    "net", "hard", "method", "accuracy", "dense", "agreement", "bytes", "seconds", "problem"
+    "net", "hard", "bits", "method", "accuracy", "dense", "agreement", "bytes", "seconds", "problem"
 )  # fmt: skip
 
 
@@ -77,13 +109,19 @@ def rescalable(model: nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def quantized(
-    method: str, model: nn.Module, task: ClassificationTask, folder: Path
+    method: str, bits: str, model: nn.Module, task: ClassificationTask, folder: Path, peers: Path
 ) -> tuple[Predict, int]:
     """What runs the deployed network, and the bytes of its file."""
     target = find_target("onnxruntime")
+    weight_bits, activation_bits = map(int, bits.split("/"))
     if method in OURS:
         effort: Any = OURS[method]
-        stage = Quantize(num_images=NUM_IMAGES, effort=effort).for_target(target)
+        stage = Quantize(
+            num_images=NUM_IMAGES,
+            effort=effort,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+        ).for_target(target)
         artifact = target.export(stage(model, task).model, task, folder)
         return target.load(artifact), artifact.size_bytes
     plain = target.export(model, task, folder / "plain").path
@@ -91,18 +129,30 @@ def quantized(
     path = folder / "model.onnx"
     if method == "nncf":
         quantize_with_nncf(plain, path, images)
+    elif method in ORT:
+        quantize_with_ort(plain, path, images, method=ORT[method], weight_bits=weight_bits)
     else:
-        quantize_with_ort(plain, path, images, method=ORT[method])
+        peer = method.split("-")[0]
+        quantize_elsewhere(
+            peer,
+            model if peer == "mct" else plain,
+            path,
+            images,
+            environments=peers,
+            options=ELSEWHERE[method] + ([] if peer == "quark" else ["--bits", bits]),
+        )
     run = open_in_ort(path, 1)
     return lambda inputs: torch.from_numpy(run(inputs)[0]), path.stat().st_size
 
 
-def row_of(method: str, model: nn.Module, task: ClassificationTask) -> dict[str, Any]:
+def row_of(
+    method: str, bits: str, model: nn.Module, task: ClassificationTask, peers: Path
+) -> dict[str, Any]:
     dense = task.score(model)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            predict, size = quantized(method, model, task, Path(folder))
+            predict, size = quantized(method, bits, model, task, Path(folder), peers)
         except Exception as error:  # whatever a peer raises
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return {"dense": dense.value, "problem": problem}
@@ -129,12 +179,10 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callabl
                 if not list(rescalable(model)):
                     continue
                 rescale_(model)
-            for method in options.methods:
-                name = {"net": net, "hard": hard, "method": method}
-                yield (
-                    name,
-                    lambda method=method, model=model, task=task: row_of(method, model, task),
-                )
+            for bits, method in itertools.product(options.bits, options.methods):
+                if method in BITS[bits]:
+                    name = {"net": net, "hard": hard, "bits": bits, "method": method}
+                    yield name, partial(row_of, method, bits, model, task, options.peers)
 
 
 def main() -> None:
@@ -143,6 +191,8 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--hard", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--bits", nargs="+", default=["8/8"], choices=list(BITS))
+    parser.add_argument("--peers", type=Path, default=Path("peers"), help="their environments")
     parser.add_argument("--held-out", action="store_true", help="training images, to choose by")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
