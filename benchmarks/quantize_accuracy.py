@@ -13,9 +13,9 @@ ONNX Runtime:
 - `ort-minmax`, `ort-entropy`, `ort-percentile`: ONNX Runtime's `quantize_static`, unsigned
   activations, weights per channel
 - `nncf`: NNCF's `quantize` of the ONNX file with its preset "mixed" and its default calibration
-- `aimet-cle`, `aimet-adaround`; `quark-xint8`, `quark-a8w8`, `quark-adaround`; `mct-ptq`,
-  `mct-gptq`: see `peers/run_*.py`, and `quantize_peers.py` for how to install them. MCT's files
-  hold weights as floats, so that their size is that of the float network
+- `aimet-ranges`, `-cle`, `-adaround`; `quark-xint8`, `-a8w8`, `-adaround`; `mct-ptq`, `-gptq`: see
+  `peers/run_*.py`, and `quantize_peers.py` for how to install them. MCT's files hold weights as
+  floats, so that their size is that of the float network
 
 `--bits` are of weights and of activations. The first and the last layer keep 8 for all. A tool has
 no row for bits that it does not offer. `seconds` are of the quantization; for peers with an
@@ -65,6 +65,7 @@ ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Perc
 OURS = {"slimdown-fast": "fast", "slimdown-balanced": "balanced", "slimdown-best": "best"}
 AIMET_ITERATIONS, QUARK_ITERATIONS, MCT_EPOCHS = 300, 1000, 20
 ELSEWHERE = {
+    "aimet-ranges": ["--method", "ranges"],
     "aimet-cle": ["--method", "cle"],
     "aimet-adaround": ["--method", "adaround", "--iterations", str(AIMET_ITERATIONS)],
     "quark-xint8": ["--method", "xint8"],
@@ -74,10 +75,11 @@ ELSEWHERE = {
     "mct-gptq": ["--method", "gptq", "--epochs", str(MCT_EPOCHS)],
 }
 METHODS = (*OURS, *ORT, "nncf", *ELSEWHERE)
+AIMET = tuple(method for method in ELSEWHERE if method.startswith("aimet"))
 BITS = {
     "8/8": METHODS,
-    "4/8": (*OURS, *ORT, "aimet-cle", "aimet-adaround", "mct-ptq", "mct-gptq"),
-    "4/4": (*OURS, "aimet-cle", "aimet-adaround"),
+    "4/8": (*OURS, *ORT, *AIMET, "mct-ptq", "mct-gptq"),
+    "4/4": (*OURS, *AIMET),
 }
 """Of weights and of activations, with the methods that offer them."""
 COLUMNS = (

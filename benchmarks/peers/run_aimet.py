@@ -3,9 +3,15 @@
     python run_aimet.py plain.onnx images.npy model.onnx --method adaround --bits 4/8
 
 In an environment with `aimet-onnx`. Weights per channel, symmetric; ranges by least quantization
-noise ("tf_enhanced"). `cle` equalizes layers first; `adaround` then learns the rounding, with
---iterations a layer, where AIMET recommends 10,000 (15,000 below 8 bits). Where bits are fewer than
-8, the weights of the first and the last layer and what they read keep 8, as slimdown's do.
+noise ("tf_enhanced").
+
+- `ranges`: no more than that
+- `cle`: equalizes layers before, which makes ReLU6 a ReLU and leaves transformers as they are
+- `adaround`: after `cle`, learns the rounding with --iterations a layer, where AIMET recommends
+  10,000 (15,000 below 8 bits)
+
+Where bits are fewer than 8, the weights of the first and the last layer and what they read keep 8,
+as slimdown's do.
 """
 
 from __future__ import annotations
@@ -35,6 +41,16 @@ def keep_8_bits_(sim: aimet_onnx.QuantizationSimModel, model: onnx.ModelProto) -
         sim.qc_quantize_op_dict[name].set_bitwidth(8)
 
 
+def bounds_as_constants_(model: onnx.ModelProto) -> None:
+    """Make the bounds of Clip constant nodes: AIMET takes no other Clip for a ReLU6 to equalize."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    clips = [node for node in model.graph.node if node.op_type == "Clip"]
+    for name in sorted({name for node in clips for name in node.input[1:]} & tensors.keys()):
+        model.graph.initializer.remove(tensors[name])
+        constant = onnx.helper.make_node("Constant", [], [name], name=name, value=tensors[name])
+        model.graph.node.insert(0, constant)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plain", type=Path)
@@ -49,6 +65,7 @@ def main() -> None:
     name = model.graph.input[0].name
     images = [{name: image[None]} for image in np.load(options.images)]
     if options.method != "ranges":
+        bounds_as_constants_(model)
         equalize_model(model)
     sim = aimet_onnx.QuantizationSimModel(
         model,

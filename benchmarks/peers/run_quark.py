@@ -3,7 +3,9 @@
     python run_quark.py plain.onnx images.npy model.onnx --method a8w8
 
 In an environment with `amd-quark`. Quark's integers have 8 bits (its 4 bits are of weights alone,
-for language models). All methods equalize layers first.
+for language models). All methods equalize layers first. That finds nothing to do in transformers,
+nor across ReLU6 unless ReLU6 is replaced by ReLU (`ReplaceClip6Relu`), which is not its default and
+was worse on held-out images.
 
 - `xint8`: its XINT8, scales that are powers of two
 - `a8w8`: its A8W8 (ranges by percentile), with weights per channel
