@@ -146,13 +146,15 @@ def quantize_with_nncf(plain: Path, path: Path, images: Tensor) -> None:
     onnx.save(quantized, path)
 
 
-def open_in_ort(path: Path, threads: int) -> Any:
+def open_in_ort(path: Path, threads: int, *, optimize: bool = True) -> Any:
     """(N, C, H, W) -> the outputs as arrays."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images.numpy()})
