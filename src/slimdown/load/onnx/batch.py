@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimdown.errors import BadInput
-from slimdown.load.onnx.module import Held, OnnxModule, Step, Values
+from slimdown.load.onnx.module import Held, OnnxModule, Source, Step, Values
 from slimdown.load.onnx.numbers import Numbers, row
 from slimdown.load.onnx.ops.shapes import reshape, resolve
 
@@ -68,17 +68,27 @@ def _undo_as_strided(step: Step, values: Values, module: OnnxModule) -> Step:
 
 
 def _mend(step: Step, alone: Values, among: Values) -> Step:
-    """The step with its constant sizes freed of the batch."""
+    """The step with sizes that do not follow the batch freed of it."""
     if step.op not in ("Reshape", "Expand") or not isinstance(step.inputs[0], str):
         return step
-    x, y, sizes = alone[step.inputs[0]], among[step.inputs[0]], step.inputs[1]
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and isinstance(sizes, Numbers)):
-        return step
+    x, y = alone[step.inputs[0]], among[step.inputs[0]]
+    sizes, others = (_numbers_of(step.inputs[1], values) for values in (alone, among))
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or sizes is None or sizes != others:
+        return step  # sizes that differ follow the batch already
     axis = next((axis for axis in range(x.ndim) if x.shape[axis] != y.shape[axis]), None)
     if axis is None:
         return step  # no batch in it
     mend = _mend_reshape if step.op == "Reshape" else _mend_expand
-    return replace(step, inputs=(step.inputs[0], row(mend(list(sizes.values), x, y, axis, step))))
+    mended = mend(list(sizes.values), x, y, axis, step)
+    if tuple(mended) == sizes.values:
+        return step
+    return replace(step, inputs=(step.inputs[0], row(mended)))
+
+
+def _numbers_of(source: Source, values: Values) -> Numbers | None:
+    """Sizes that are constant, or that the graph computed."""
+    found = values[source] if isinstance(source, str) else source
+    return found if isinstance(found, Numbers) else None
 
 
 def _mend_expand(sizes: list[int], x: Tensor, _: Tensor, axis: int, step: Step) -> list[int]:
