@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from slimdown.images import take_images
 from slimdown.quantize import Quantize
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.mixing import first_images
 from slimdown.quantize.stage import split_images
 
 LAYERS = ("stem", "down", "conv1", "conv2", "head")
@@ -35,7 +35,7 @@ def test_is_told_only_where_the_error_is_limited(tiny_net: nn.Module, toy_task: 
 
 def test_the_first_images_come_in_batches_as_they_were() -> None:
     batches = torch.arange(10.0).view(10, 1).split(4)
-    assert [batch.flatten().tolist() for batch in first_images(batches, 6)] == [
+    assert [batch.flatten().tolist() for batch in take_images(batches, 6)] == [
         [0, 1, 2, 3],
         [4, 5],
     ]

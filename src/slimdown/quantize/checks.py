@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from slimdown.errors import BadInput
+from slimdown.images import as_input
 from slimdown.quantize.fold import attributes_of, layer_tensors
 from slimdown.quantize.placement import Placement
 
@@ -40,7 +41,7 @@ def check_weights(
 
 
 def as_calibration(images: Tensor, graph_module: GraphModule) -> Tensor:
-    """The images (N, C, H, W) in the precision that the graph reads.
+    """The images (N, C, H, W) on the device and in the precision that the graph reads.
 
     Raises BadInput where they are integers and the graph reads floats, or the reverse, and where
     their sizes are not those of the task's example input.
@@ -58,7 +59,7 @@ def as_calibration(images: Tensor, graph_module: GraphModule) -> Tensor:
             f"calibration images are of shape {tuple(images.shape[1:])}, and the task's example "
             f"input of {tuple(wanted.shape[1:])}: bring all to one size"
         )
-    return images.to(wanted.dtype)
+    return as_input(images, graph_module)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -78,13 +78,3 @@ def copy_weights_(quantized: GraphModule, placement: Placement, refined: Network
         if len(set(ranges)) == 1:
             layer.weight.copy_(refined_layers[node.name].weight)
             layer.quantizer.scale.copy_(refined_layers[node.name].quantizer.scale)
-
-
-def first_images(batches: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The first `count` images, in batches as they came."""
-    taken: list[Tensor] = []
-    for batch in batches:
-        if count > 0:
-            taken.append(batch[:count])
-            count -= len(batch)
-    return taken

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from slimdown.images import take_images
 from slimdown.quantize.judge import Judge
-from slimdown.quantize.mixing import FLOAT, Mixer, first_images
+from slimdown.quantize.mixing import FLOAT, Mixer
 from slimdown.quantize.placement import Placement
 
 MOST_IMAGES = 32
@@ -34,8 +35,8 @@ def measure_alone(
     `MOST_IMAGES` images: up to six forward passes over them a label, and `after` gets the number of
     labels done.
     """
-    mixer = replace(mixer, images=first_images(mixer.images, MOST_IMAGES))
-    judge = Judge(mixer.network.reference, first_images(judge.images, MOST_IMAGES))
+    mixer = replace(mixer, images=take_images(mixer.images, MOST_IMAGES))
+    judge = Judge(mixer.network.reference, take_images(judge.images, MOST_IMAGES))
     found = {}
     for done, label in enumerate(labels, 1):
         others = {other: FLOAT for other in labels if other != label}

@@ -200,11 +200,9 @@ class Quantize:
         task: Task,
         context: Context,
     ) -> Assembly:
-        device = batch_device(graph_module)
-
         def images() -> Iterator[Tensor]:
             for batch in stream_images(task.calibration_batches(), self.num_images):
-                yield as_calibration(batch, graph_module).to(device)
+                yield as_calibration(batch, graph_module)
 
         def after_batch(num_images: int) -> None:
             context.show(Progress("calibrate", num_images, self.num_images))

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimdown.quantize.rewrites.makers import spread_over_rows
+
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the range that a factor takes from activations, the rest staying with weights."""
 
@@ -75,9 +77,7 @@ class Reading:
 
     def _spread(self, of_channels: Tensor) -> Tensor:
         """From one value a channel, (C_in,), to one a row and channel, as `peaks` has them."""
-        groups = len(self.channels) // self.peaks.shape[1]
-        rows = of_channels.view(groups, 1, -1)
-        return rows.expand(groups, len(self.peaks) // groups, -1).reshape(self.peaks.shape)
+        return spread_over_rows(of_channels, *self.peaks.shape)
 
 
 def balance(

@@ -60,7 +60,12 @@ def _rebalance(
     can_scale[0] = False
     if not bool(can_scale.any()):
         return graph_module
-    readings = _read(graph_module, images, placement, channels)
+    layers = [
+        name
+        for name, numbers in channels.read.items()
+        if name in placement.weights and bool(can_scale[numbers].any())
+    ]
+    readings = _read(graph_module, images, placement, channels, layers)
     factors, shifts = balance(readings, can_scale, channels.can_shift)
     return scale_channels(graph_module, channels, factors, shifts)
 
@@ -106,9 +111,12 @@ class _Watch(Interpreter):
 
 @torch.no_grad()
 def _read(
-    graph_module: GraphModule, images: Sequence[Tensor], placement: Placement, channels: Channels
+    graph_module: GraphModule,
+    images: Sequence[Tensor],
+    placement: Placement,
+    channels: Channels,
+    layers: Sequence[str],
 ) -> list[Reading]:
-    layers = [name for name in channels.read if name in placement.weights]
     watch = _Watch(graph_module, layers)
     for batch in images:
         watch.run(batch.clone())

@@ -62,22 +62,35 @@ def is_own(
 
 def factors_of(read: Tensor, layer: Node, weight: Tensor) -> Tensor:
     """One number for each channel that a layer reads, (C_in,), spread over its weight's shape."""
-    ones = [1] * (weight.ndim - 2)
     if family_of(layer) == "conv_transpose":
-        return read.view(-1, 1, *ones)
-    groups = len(read) // weight.shape[1]
-    spread = read.view(groups, 1, -1).expand(groups, len(weight) // groups, -1)
-    return spread.reshape(len(weight), -1, *ones)
+        return _one_a_row(read, weight)
+    return spread_over_rows(read, *weight.shape[:2]).view(*weight.shape[:2], *_ones(weight))
 
 
 def rows_of(made: Tensor, layer: Node, weight: Tensor) -> Tensor:
     """One number for each channel that a layer or a norm makes, (C,), as its weight has them."""
-    ones = [1] * (weight.ndim - 2)
     if family_of(layer) != "conv_transpose":
-        return made.view(-1, *[1] * (weight.ndim - 1))
-    groups = len(made) // weight.shape[1]
-    spread = made.view(groups, 1, -1).expand(groups, len(weight) // groups, -1)
-    return spread.reshape(len(weight), -1, *ones)
+        return _one_a_row(made, weight)
+    return spread_over_rows(made, *weight.shape[:2]).view(*weight.shape[:2], *_ones(weight))
+
+
+def spread_over_rows(values: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """One number for each channel of all groups, (groups * num_columns,), in the rows of its group.
+
+    (num_rows, num_columns), as the first two axes of a weight lie.
+    """
+    groups = len(values) // num_columns
+    rows = values.view(groups, 1, -1).expand(groups, num_rows // groups, -1)
+    return rows.reshape(num_rows, num_columns)
+
+
+def _one_a_row(values: Tensor, weight: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _ones(weight: Tensor) -> list[int]:
+    """The sizes of the kernel's axes where all are 1."""
+    return [1] * (weight.ndim - 2)
 
 
 def _argument(node: Node, place: int) -> Node | None:
