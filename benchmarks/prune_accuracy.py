@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import os
 import statistics
 import sys
@@ -33,7 +32,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +48,7 @@ DATA = Path(os.environ.get("SLIMDOWN_DATA", HERE.parent.parent / "shared" / "dat
 sys.path[:0] = [str(HERE), str(HERE.parent / "recipes" / "models")]
 
 from cifar_resnet import resnet20  # noqa: E402
+from rows import Row, append, read  # noqa: E402
 from small_networks import Attention, SmallMobileNet, SmallViT  # noqa: E402
 
 PREPROCESS = Preprocess(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -263,8 +262,6 @@ METHODS: dict[str, Callable[..., Pruned]] = {
 
 # ------------------------------------------------------------------------------------ results
 
-Row = dict[str, Any]
-
 
 def run(options: argparse.Namespace) -> None:
     """Make the rows that are missing."""
@@ -276,7 +273,7 @@ def run(options: argparse.Namespace) -> None:
             common = {"net": name, "seed": seed, "dense": task.score(dense).value}
             for keep in options.keep:
                 for row in compare(dense, task, options, common | {"keep": keep}, read(path)):
-                    append(path, row)
+                    append(path, COLUMNS, row)
                     print(*(f"{row[column]}" for column in COLUMNS), flush=True)
 
 
@@ -320,22 +317,6 @@ def is_same(row: Row, other: Row) -> bool:
     """Whether two rows tell of the same run."""
     names = ("net", "keep", "method", "seed", "epochs")
     return all(str(row[name]) == str(other[name]) for name in names)
-
-
-def read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: Row) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def table(rows: list[Row]) -> str:

@@ -21,7 +21,6 @@ at the end: a share is reached where it is within 5 % of what was asked for.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 import warnings
@@ -41,6 +40,8 @@ from slimdown.prune.budget.pace import Attempt, Chosen, approach
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
+from rows import Row, fill, read  # noqa: E402
+
 TOLERANCE = 0.05
 ASKED = (0.7, 0.5, 0.35)
 TARGETS = ("onnxruntime", "openvino")
@@ -58,8 +59,6 @@ REACH = (
 ACCURACY = (
     "target", "asked", "by", "seed", "got", "macs", "epochs", "accuracy", "dense", "problem",
 )  # fmt: skip
-
-Row = dict[str, Any]
 
 
 # --------------------------------------------------------------------------------------- reach
@@ -181,25 +180,7 @@ def run(options: argparse.Namespace) -> None:
     columns = {"reach": REACH, "accuracy": ACCURACY}[options.what]
     cases = {"reach": reach, "accuracy": accuracy}[options.what]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = read(options.out)
-    for row, make in cases(options):
-        if any(all(str(value) == other[name] for name, value in row.items()) for other in done):
-            continue
-        whole = row | make()
-        is_new = not options.out.exists()
-        with options.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(whole)
-        print(*(f"{name}={whole[name]}" for name in columns if name in whole), flush=True)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    fill(options.out, columns, cases(options))
 
 
 def summarize(what: str, rows: list[dict[str, str]]) -> str:

@@ -31,7 +31,6 @@ installed has the reason in its row.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import logging
 import sys
@@ -60,6 +59,7 @@ from quantize_peers import (  # noqa: E402
     quantize_with_nncf,
     quantize_with_ort,
 )
+from rows import fill  # noqa: E402
 
 NUM_IMAGES = 256
 ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
@@ -205,18 +205,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / ("held-out.csv" if options.held_out else "quantize.csv")
-    done = list(csv.DictReader(path.open())) if path.exists() else []
-    for name, make in cases(options):
-        if any(all(row[key] == value for key, value in name.items()) for row in done):
-            continue
-        is_new = not path.exists()
-        row = name | make()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*(f"{key}={row[key]}" for key in COLUMNS if key in row), flush=True)
+    fill(path, COLUMNS, cases(options))
 
 
 if __name__ == "__main__":

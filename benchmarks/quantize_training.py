@@ -17,12 +17,12 @@ the output has are not made again.
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from slimdown.targets import find_target
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 from prune_accuracy import NETS, make_task, trained  # noqa: E402
+from rows import fill  # noqa: E402
 
 COLUMNS = (
     "net", "weight_bits", "activation_bits", "scales", "seed", "epochs", "dense", "ptq", "accuracy",
@@ -100,7 +101,6 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / ("training-held-out.csv" if options.held_out else "training.csv")
-    done = list(csv.DictReader(path.open())) if path.exists() else []
     names = [
         {
             "net": net,
@@ -115,17 +115,8 @@ def main() -> None:
         for seed in options.seeds
         for scales in options.scales
     ]
-    for name in names:
-        if any(all(row[key] == str(value) for key, value in name.items()) for row in done):
-            continue
-        is_new = not path.exists()
-        row = name | row_of(name, options.out, held_out=options.held_out)
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*(f"{key}={row[key]}" for key in COLUMNS), flush=True)
+    rows = partial(row_of, folder=options.out, held_out=options.held_out)
+    fill(path, COLUMNS, ((name, partial(rows, name)) for name in names))
 
 
 if __name__ == "__main__":
