@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from slimdown.capture.call import arguments_of
@@ -87,56 +87,21 @@ def plan_placement(
     """
     for bits in (weight_bits, activation_bits, *bits_of.values()):
         _check_bits(bits)
-    activations: dict[str, list[str]] = {}
-    weights: dict[str, str] = {}
-    kept_float: dict[str, str] = {}
-    for node in graph_module.graph.nodes:
-        reason = _reason_for_float(node, profile, exclude)
-        if reason is not None:
-            if family_of(node) in HEAVY:
-                kept_float[node.name] = reason
-            continue
-        wanted = _activations(node)
-        if profile.fuses_sums and family_of(node) == "add":
-            fused = next(filter(_is_written_for_one, wanted), None)
-            wanted = [operand for operand in wanted if operand is not fused]
-        if family_of(node) in profile.writes:
-            wanted.append(_end_of_clips(node))
-        for value in wanted:
-            behind = activations.setdefault(_producer(value).name, [_producer(value).name])
-            last_move = _without_identities(value).name
-            if profile.repeats and last_move not in behind:
-                behind.append(last_move)
-        if family_of(node) in LAYERS:
-            weights[node.name] = _producer(_activations(node)[0]).name
-    if profile.joins:
-        activations, keys = _join(graph_module, activations, repeats=profile.repeats)
-        weights = {layer: keys.get(producer, producer) for layer, producer in weights.items()}
-    nodes, attributes = {n.name: n for n in graph_module.graph.nodes}, attributes_of(graph_module)
-    labels = {name: label_of(node) for name, node in nodes.items()}
+    activations, weights, kept_float = _place(graph_module, profile, exclude)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
     ends = _first_and_last(graph_module)
     spared = ends if weight_bits < SPARED_BELOW else set()
     chosen = {
         layer: bits
         for glob, bits in bits_of.items()
         for layer in weights
-        if fnmatchcase(labels[layer], glob)
-    }
-    bits_of_weight = {
-        layer: chosen.get(layer, 8 if layer in spared else weight_bits) for layer in weights
+        if fnmatchcase(label_of(nodes[layer]), glob)
     }
     bits_of_input: dict[str, int] = {}
     for layer, producer in weights.items():
         wanted_bits = 8 if layer in ends else max(activation_bits, chosen.get(layer, 0))
         bits_of_input[producer] = max(wanted_bits, bits_of_input.get(producer, 0))
-
-    def range_of_weight(layer: str) -> Range:
-        weight = attributes[str(layer_tensors(nodes[layer])[0].target)]
-        assert isinstance(weight, Tensor)
-        if profile.winograd_weight_range and _suits_winograd(nodes[layer], weight.shape):
-            return profile.winograd_weight_range
-        return profile.weight_range
-
+    attributes = attributes_of(graph_module)
     return Placement(
         activations={producer: tuple(behind) for producer, behind in activations.items()},
         weights=weights,
@@ -146,7 +111,11 @@ def plan_placement(
             for producer in activations
         },
         weight_ranges={
-            layer: _narrow(range_of_weight(layer), bits) for layer, bits in bits_of_weight.items()
+            layer: _narrow(
+                _range_of_weight(nodes[layer], attributes, profile),
+                chosen.get(layer, 8 if layer in spared else weight_bits),
+            )
+            for layer in weights
         },
         symmetric=profile.symmetric,
     )
@@ -212,6 +181,38 @@ def label_of(node: Node) -> str:
     around = list((node.meta.get("nn_module_stack") or {}).values())
     path = around[-1][0] if around else ""
     return f"{path}.{node.name}" if path else node.name
+
+
+def _place(
+    graph_module: GraphModule, profile: Profile, exclude: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
+    """Where quantizers stand: `Placement.activations`, `weights` and `kept_float`."""
+    activations: dict[str, list[str]] = {}
+    weights: dict[str, str] = {}
+    kept_float: dict[str, str] = {}
+    for node in graph_module.graph.nodes:
+        reason = _reason_for_float(node, profile, exclude)
+        if reason is not None:
+            if family_of(node) in HEAVY:
+                kept_float[node.name] = reason
+            continue
+        wanted = _activations(node)
+        if profile.fuses_sums and family_of(node) == "add":
+            fused = next(filter(_is_written_for_one, wanted), None)
+            wanted = [operand for operand in wanted if operand is not fused]
+        if family_of(node) in profile.writes:
+            wanted.append(_end_of_clips(node))
+        for value in wanted:
+            behind = activations.setdefault(_producer(value).name, [_producer(value).name])
+            last_move = _without_identities(value).name
+            if profile.repeats and last_move not in behind:
+                behind.append(last_move)
+        if family_of(node) in LAYERS:
+            weights[node.name] = _producer(_activations(node)[0]).name
+    if profile.joins:
+        activations, keys = _join(graph_module, activations, repeats=profile.repeats)
+        weights = {layer: keys.get(producer, producer) for layer, producer in weights.items()}
+    return activations, weights, kept_float
 
 
 def _join(
@@ -325,6 +326,17 @@ def _has_wide_groups(layer: Node) -> bool:
     groups = arguments_of(layer).get("groups", 1)
     sizes = {value.meta["val"].shape[1] for value in (layer, *_activations(layer))}
     return groups != 1 and sizes != {groups}
+
+
+def _range_of_weight(
+    layer: Node, attributes: Mapping[str, Tensor | nn.Module], profile: Profile
+) -> Range:
+    """The levels that the profile has for a layer's weight, whatever its bits."""
+    weight = attributes[str(layer_tensors(layer)[0].target)]
+    assert isinstance(weight, Tensor)
+    if profile.winograd_weight_range and _suits_winograd(layer, weight.shape):
+        return profile.winograd_weight_range
+    return profile.weight_range
 
 
 def _suits_winograd(layer: Node, shape: Sequence[int]) -> bool:
