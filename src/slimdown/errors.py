@@ -74,3 +74,15 @@ class Interrupted(KeyboardInterrupt):
     """Stopped at a clean point on request; the next run goes on from there."""
 
     exit_code: ClassVar[int] = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows its first line; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def kind_and_first_line(error: BaseException) -> str:
+    """The same behind the kind of the error, as in "KeyError: 'x'"."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

@@ -19,7 +19,7 @@ from slimdown.capture.detectors import traceable
 from slimdown.capture.inline import inline_regions_
 from slimdown.capture.trainable import TrainableGraph
 from slimdown.core import batch_device
-from slimdown.errors import CannotCapture
+from slimdown.errors import CannotCapture, kind_and_first_line
 
 BATCH_HINT = 103
 """The batch size of the example that a graph with a dynamic batch is traced with.
@@ -96,8 +96,8 @@ def _own(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).eval()
     except Exception as error:  # a tensor with a history, a lock, a file
         raise CannotCapture(
-            f"the model cannot be copied: {_first_line(error)}. A tensor that was computed from "
-            "parameters is usually to blame: for torch.nn.utils.weight_norm, say, take "
+            f"the model cannot be copied: {kind_and_first_line(error)}. A tensor that was computed "
+            "from parameters is usually to blame: for torch.nn.utils.weight_norm, say, take "
             "torch.nn.utils.parametrizations.weight_norm"
         ) from error
 
@@ -175,8 +175,8 @@ def _explain(model: nn.Module, example: Tensor, error: Exception) -> str:
     except Exception as failure:  # whatever the user's code raises
         where = _find_module(model, failure)
         return (
-            f"the model fails on an input of shape {shape}, in {where}: {_first_line(failure)}; "
-            "check the model and the size of its input"
+            f"the model fails on an input of shape {shape}, in {where}: "
+            f"{kind_and_first_line(failure)}; check the model and the size of its input"
         )
     return (
         f"torch.export cannot capture the model: it fails in {_find_module(model, error)}: "
@@ -190,14 +190,9 @@ def _reason(error: Exception) -> str:
         return (
             "its control flow depends on the values of tensors (an `if`, a loop, an `.item()` or "
             "indexing by a mask); compute both ways and choose with torch.where, or keep this "
-            f"part outside of the model. torch says: {_first_line(error)}"
+            f"part outside of the model. torch says: {kind_and_first_line(error)}"
         )
-    return f"{_first_line(error)}; rewrite this part with operators that torch.export knows"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{kind_and_first_line(error)}; rewrite this part with operators that torch.export knows"
 
 
 def _find_module(model: nn.Module, error: BaseException) -> str:

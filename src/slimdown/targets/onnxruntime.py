@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdown.core import Artifact, Predict, Task
-from slimdown.errors import BadInput
+from slimdown.errors import BadInput, first_line
 from slimdown.targets.artifact import to_array, write_artifact
 from slimdown.targets.audit import Kernel, audit_layers, layer_behind
 from slimdown.targets.onnx import INPUT, Dialect, to_onnx
@@ -156,6 +156,6 @@ def _start(path: Path, options: SessionOptions) -> InferenceSession:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of a dozen kinds, none of which it exports
         raise BadInput(
-            f"ONNX Runtime cannot run this model: {str(error).strip().splitlines()[0]}; "
+            f"ONNX Runtime cannot run this model: {first_line(error)}; "
             "keep the operator named there out of its forward, or its input in float32"
         ) from error

@@ -25,7 +25,7 @@ from onnx import (
 )
 from torch import Tensor
 
-from slimdown.errors import BadInput
+from slimdown.errors import BadInput, first_line
 
 OLDEST_OPSET = 11
 LARGEST_BYTES = 2**31 - 1
@@ -136,7 +136,8 @@ def _parse(path: Path) -> ModelProto:
         raise BadInput(f"{path} cannot be read: {error}") from error
     except Exception as error:  # protobuf's own kinds
         raise BadInput(
-            f"{path} is damaged or no ONNX file: {_first_line(error)}. Export or fetch it again"
+            f"{path} is damaged or no ONNX file: {first_line(error).rstrip('.')}. Export or fetch "
+            "it again"
         ) from error
     num_bytes += sum(_read_external_(tensor, path) for tensor in _tensors(model.graph))
     if num_bytes <= LARGEST_BYTES:  # the checker takes no more
@@ -151,13 +152,9 @@ def _check(model: ModelProto, path: Path) -> None:
         checker.check_model(model)
     except Exception as error:  # the checker's own kinds
         raise BadInput(
-            f"{path} is damaged, or not what ONNX allows: {_first_line(error)}. Export it again"
+            f"{path} is damaged, or not what ONNX allows: {first_line(error).rstrip('.')}. Export "
+            "it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _opset(model: ModelProto, path: Path) -> int:

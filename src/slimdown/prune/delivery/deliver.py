@@ -27,6 +27,7 @@ from slimdown.capture import (
     whole,
 )
 from slimdown.capture.dims import Kept
+from slimdown.errors import kind_and_first_line
 from slimdown.prune.delivery.attributes import guess_attributes
 from slimdown.prune.delivery.blame import find_culprit, lost_modules, widen
 from slimdown.prune.delivery.traced import trace_submodules_
@@ -90,7 +91,7 @@ def deliver(
     try:
         untrainable = train_once(oracle, probe.inputs[0])
     except Exception as failure:  # an operator without a gradient
-        untrainable = _in_one_line(failure)
+        untrainable = kind_and_first_line(failure)
     remarks = [reason, _tell_lost(model, analysis, [""]), _tell_size(model, oracle, probe)]
     remarks += [f"the graph cannot be trained: {untrainable}"] if untrainable else []
     return Delivered(
@@ -172,7 +173,7 @@ class Surgery:
             module = self.edit(plan)
             refusal = self.refuse(module)
         except Exception as failure:  # the user's own code, at sizes it was not written for
-            refusal = f"the edited module fails: {_in_one_line(failure)}"
+            refusal = f"the edited module fails: {kind_and_first_line(failure)}"
         if not refusal or module is None:
             return Attempt(plan=plan, module=module, refusal=refusal)
         culprit = find_culprit(module, self.oracle, self.analysis, self.pruned_probe)
@@ -284,8 +285,3 @@ def _runs(model: nn.Module, images: Tensor) -> bool:
 def _list(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _in_one_line(failure: Exception) -> str:
-    first_line = (str(failure).strip().splitlines() or [""])[0]
-    return f"{type(failure).__name__}: {first_line}"
